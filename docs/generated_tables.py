@@ -1,0 +1,55 @@
+"""Writes the generated parts of README.md, so that they cannot drift from the code: `make docs`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from securetune.cli import app
+from securetune.defenses import list_defenses
+
+README = Path(__file__).parents[1] / "README.md"
+_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def commands_table() -> str:
+    """Return a table of the commands with their flags, from the application itself."""
+    rows = ["| command | what it does | flags |", "|---|---|---|"]
+    for name, command in _commands(get_command(app), ""):
+        arguments = [parameter.metavar for parameter in command.params if not parameter.opts[0].startswith("-")]
+        flags = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+        shown = " ".join([name, *arguments]).replace("|", "\\|")  # a bar would end the table's cell
+        summary = command.help.partition("\n")[0].strip()
+        rows.append(f"| `{shown}` | {summary} | {' '.join(f'`{flag}`' for flag in flags if flag != '--help')} |")
+    return "\n".join(rows) + "\n"
+
+
+def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+def methods_table() -> str:
+    """Return a table of the registered methods."""
+    rows = ["| method | what it does | source |", "|---|---|---|"]
+    rows += [f"| `{method.name}` | {method.summary} | {method.source} |" for method in list_defenses()]
+    return "\n".join(rows) + "\n"
+
+
+TABLES = {"commands": commands_table, "methods": methods_table}
+
+
+def with_generated_tables(text: str) -> str:
+    """Return the text with each generated block written anew."""
+    return _BLOCK.sub(lambda block: block[1] + TABLES[block[2]]() + block[3], text)
+
+
+if __name__ == "__main__":
+    README.write_text(with_generated_tables(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,101 @@
+"""How well the closed form predicts what sampling finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from scipy import stats
+from torch import Tensor
+
+from securetune.analysis.calibration import evenly_taken
+from securetune.analysis.closed_form import closed_form_shifts
+from securetune.analysis.sweep import sweep_modules
+from securetune.artifacts import ClosedFormAgreement
+from securetune.config import AnalysisSettings
+from securetune.data.prompts import Prompt
+from securetune.errors import RunError
+from securetune.features.probe import SecurityProbe
+from securetune.models import ChatModel
+from securetune.progress import ProgressCallback
+
+_SMALL_SHIFT = 0.01
+"""Share of the typical logit by which the small noise moves it: there the second order is about 1 % of the first, and
+float32 rounding, some 1e-6 of the logit, is far below even the least sensitive module's shift."""
+
+_SMALL_SHIFT_IN_ROUNDINGS = 64
+"""In half precision the shift must stand out of the rounding of the states too, so it is at least this many units."""
+
+_SMALL_NOISE_PROMPTS = 8
+_SMALL_NOISE_SEEDS = 16
+"""One draw moves all prompts in a similar way, so a module's shift is as precise as its seeds are many: with S of them
+its relative error is about 1/√(2S), some 18 % here. More prompts would hardly help."""
+
+
+def root_mean_square_over_last(values: Float[Tensor, "*rows column"]) -> Float[Tensor, "*rows"]:
+    """Return the root mean square over the last axis."""
+    return values.square().mean(dim=-1).sqrt()
+
+
+def compare_shifts(
+    closed_form: Float[Tensor, " module"], sampled: Float[Tensor, " module"], epsilon: float, noise_seeds: int
+) -> ClosedFormAgreement:
+    """Compare the two scores over modules.
+
+    Raises:
+        RunError: If one of them is the same for all modules, so that there is no order to compare.
+    """
+    for name, shifts in {"closed-form": closed_form, "sampled": sampled}.items():
+        if shifts.min() == shifts.max():
+            raise RunError(
+                f"the {name} logit shift is {shifts.min().item():g} for every module: the classifier's logit does not "
+                "depend on the weights. Is the model's last layer or final norm untrained?"
+            )
+    return ClosedFormAgreement(
+        spearman=float(stats.spearmanr(closed_form.numpy(), sampled.numpy()).statistic),
+        median_ratio=(closed_form / sampled).median().item(),
+        epsilon=epsilon,
+        noise_seeds=noise_seeds,
+    )
+
+
+def compare_at_small_noise(
+    chat: ChatModel,
+    prompts: Sequence[Prompt],
+    probe: SecurityProbe,
+    slopes: Float[Tensor, "module prompt"],
+    settings: AnalysisSettings,
+    progress: ProgressCallback | None = None,
+) -> ClosedFormAgreement:
+    """Compare closed form and sampling where the first order must hold: a check of the formula itself.
+
+    Args:
+        chat: The model.
+        prompts: Harmful requests; 8 of them are used.
+        probe: The fitted classifier.
+        slopes: Closed-form shifts of all prompts at ε = 1, which set the noise size.
+        settings: For seeds (at least 16 are taken) and batch size.
+        progress: Told how far it is.
+
+    Raises:
+        RunError: If the logit does not depend on most modules.
+    """
+    precision = torch.finfo(chat.model.dtype).eps
+    share = max(_SMALL_SHIFT, _SMALL_SHIFT_IN_ROUNDINGS * precision)
+    epsilon = _epsilon_for_shift(slopes, probe.harmful_logits, share)
+    sample = evenly_taken(prompts, _SMALL_NOISE_PROMPTS)
+    seeds = list(range(settings.seed, settings.seed + max(_SMALL_NOISE_SEEDS, settings.noise_seeds)))
+    size, classifier = settings.batch_size, probe.classifier
+    logits = sweep_modules(chat, sample, classifier, [epsilon], seeds, size, progress, "checking the closed form")
+    closed_form = closed_form_shifts(chat, sample, classifier, epsilon, size)
+    sampled = root_mean_square_over_last(logits.shifts()[0].flatten(1))
+    return compare_shifts(root_mean_square_over_last(closed_form), sampled, epsilon, len(seeds))
+
+
+def _epsilon_for_shift(slopes: Float[Tensor, "module prompt"], logits: Float[Tensor, " prompt"], share: float) -> float:
+    """Return the noise size at which the median module's expected shift is a given share of the typical logit."""
+    median = root_mean_square_over_last(slopes).median().item()
+    if median == 0.0:
+        raise RunError("the classifier's logit does not depend on most modules. Is the model's final norm untrained?")
+    return share * logits.abs().mean().item() / median

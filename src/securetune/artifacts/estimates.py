@@ -1,0 +1,90 @@
+"""The base of every typed file, which model a result belongs to, and numbers with their intervals."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_NORMAL_QUANTILE_975 = 1.959963984540054  # of the standard normal distribution, for two-sided 95 % intervals
+
+
+class Artifact(BaseModel):
+    """Base of every typed file; unknown fields are an error, so that a typing mistake cannot pass in silence."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ModelIdentity(Artifact):
+    """Which model a result belongs to.
+
+    Attributes:
+        name: As the user gave it: an embedded name, a folder or a hub name. For people; never compared.
+        revision: Hub revision asked for, or None.
+        architecture: Class name, such as `LlamaForCausalLM`.
+        parameter_count: Number of parameters.
+        weights_fingerprint: SHA-256 over every parameter's name, shape and first 64 values (rounded to bfloat16, so
+            that the same weights loaded in another precision have the same fingerprint).
+        chat_template_hash: SHA-256 of the chat template's text.
+    """
+
+    name: str
+    revision: str | None
+    architecture: str
+    parameter_count: int
+    weights_fingerprint: str
+    chat_template_hash: str
+
+
+class RateEstimate(Artifact):
+    """A share of `count` items, with its 95 % Wilson interval.
+
+    Attributes:
+        value: Share in [0, 1].
+        low: Lower bound.
+        high: Upper bound.
+        count: Number of items, at least 1: a rate over no data is not a rate.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int = Field(ge=1)
+
+    @classmethod
+    def from_counts(cls, successes: int, count: int) -> RateEstimate:
+        """Compute the share and its Wilson interval (95 %, without continuity correction).
+
+        Example:
+            >>> round(RateEstimate.from_counts(0, 100).high, 3)
+            0.037
+
+        Raises:
+            ValueError: If `count` is 0, or `successes` is not in [0, count].
+        """
+        if count < 1 or not 0 <= successes <= count:
+            raise ValueError(f"a rate needs 0 ≤ successes ≤ count and count ≥ 1; got {successes} of {count}")
+        share, z_squared = successes / count, _NORMAL_QUANTILE_975**2
+        denominator = 1 + z_squared / count
+        centre = (share + z_squared / (2 * count)) / denominator
+        half = math.sqrt(z_squared * (share * (1 - share) / count + z_squared / (4 * count**2))) / denominator
+        # The exact bounds at the ends are 0 and 1; rounding would leave 1e-17.
+        low = 0.0 if successes == 0 else centre - half
+        high = 1.0 if successes == count else centre + half
+        return cls(value=share, low=low, high=high, count=count)
+
+
+class MeanEstimate(Artifact):
+    """The mean of `count` ratings, with its 95 % interval (percentile bootstrap over prompts, seeded).
+
+    Attributes:
+        value: Mean, on the rating's own scale.
+        low: Lower bound.
+        high: Upper bound.
+        count: Number of ratings, at least 1.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int = Field(ge=1)

@@ -1,0 +1,148 @@
+"""What evaluation writes: `responses.jsonl` and `scores.json`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from securetune.artifacts.estimates import Artifact, MeanEstimate, ModelIdentity, RateEstimate
+
+_UNSAFE_IN_FOLDER = re.compile(r"[^\w.@+-]")
+
+
+def responses_path(evaluation: Path, suite: str) -> Path:
+    """Return where the answers of a suite or task are; a name with unusual characters cannot lead out of the folder.
+
+    Args:
+        evaluation: The folder that holds `scores.json`.
+        suite: Name of the suite or task.
+    """
+    return evaluation / (_UNSAFE_IN_FOLDER.sub("_", suite).lstrip(".") or "_") / "responses.jsonl"
+
+
+class Verdict(Artifact):
+    """What one judge says of one answer.
+
+    Attributes:
+        refused: The answer is a refusal.
+        attack_succeeded: The answer does what the harmful request asked for. For a keyword judge this is "not refused"
+            (the field's definition of ASR, which counts nonsense as success); an exact oracle is stricter.
+        harmfulness: 1 (refusal) to 5 (full compliance), or None for a judge that does not rate.
+    """
+
+    refused: bool
+    attack_succeeded: bool
+    harmfulness: int | None = Field(default=None, ge=1, le=5)
+
+
+AnswerProblem = Literal["empty", "looping", "truncated"]
+
+
+class Response(Artifact):
+    """One row of `responses.jsonl`: a prompt, the model's answer, and what was found of it.
+
+    Attributes:
+        id: Identifies the prompt in its suite.
+        prompt: Text of the last user turn, for readers and for `grep`.
+        messages: The whole conversation that was put through the chat template.
+        metadata: What the suite says of the prompt beside its messages, such as its category.
+        response: The answer, without special tokens.
+        new_tokens: Length of the answer in tokens, without the end token.
+        problem: `empty`, `looping` (it repeats itself), `truncated` (cut at the longest length allowed), or None.
+        verdicts: Judge → verdict; empty for a task.
+        expected: The right answer of a task, otherwise None.
+        correct: Whether a task's answer is right, otherwise None.
+    """
+
+    id: str
+    prompt: str
+    messages: list[dict[str, str]]
+    metadata: dict[str, Any]
+    response: str
+    new_tokens: int
+    problem: AnswerProblem | None
+    verdicts: dict[str, Verdict]
+    expected: str | None = None
+    correct: bool | None = None
+
+
+class AnswerProblems(Artifact):
+    """How many answers of a suite were unusable; each answer counts once, under the first that holds."""
+
+    empty: int
+    looping: int
+    truncated: int
+
+
+class SuiteScores(Artifact):
+    """The scores of one suite of prompts.
+
+    Attributes:
+        name: Registered name, or the name of the prompt file without its ending.
+        kind: `harmful` prompts should be refused; `harmless` ones answered, and a refusal of one is an over-refusal.
+        wrapper: Attack wrapper around every prompt (such as `role-play`), or None for plain requests.
+        prompt_set_hash: Hash of the prompts.
+        count: Number of prompts.
+        refusal_rate: Judge → share refused.
+        attack_success_rate: Judge → share of attacks that succeeded (ASR); empty for a harmless suite.
+        harmfulness: Judge → mean rating, for the judges that rate; empty for a harmless suite.
+        problems: Empty, looping and truncated answers.
+        unusable_successes: Judge → how many of the attack successes are empty or looping answers, which no judge is
+            reliable on.
+    """
+
+    name: str
+    kind: Literal["harmful", "harmless"]
+    wrapper: str | None
+    prompt_set_hash: str
+    count: int = Field(ge=1)
+    refusal_rate: dict[str, RateEstimate]
+    attack_success_rate: dict[str, RateEstimate]
+    harmfulness: dict[str, MeanEstimate]
+    problems: AnswerProblems
+    unusable_successes: dict[str, int]
+
+
+class TaskScores(Artifact):
+    """Task accuracy by exact match, with the same counts of unusable answers."""
+
+    name: str
+    prompt_set_hash: str
+    accuracy: RateEstimate
+    problems: AnswerProblems
+
+
+class Scores(Artifact):
+    """`scores.json`: the result of the evaluation of one model.
+
+    Attributes:
+        model: The evaluated model.
+        settings: Resolved evaluation settings, with the suites and judges that were used.
+        judges: Judge → what it is: its source and its matching rule; the headline judge first.
+        suites: One entry a suite.
+        task: The task's scores, or None if no task was given.
+        duration_seconds: Wall time of generating, by suite (0 where finished answers were found on disk).
+        environment: Package versions and hardware.
+    """
+
+    format: Literal["securetune.scores/1"] = "securetune.scores/1"
+    model: ModelIdentity
+    settings: dict[str, Any]
+    judges: dict[str, str]
+    suites: list[SuiteScores]
+    task: TaskScores | None
+    duration_seconds: dict[str, float]
+    environment: dict[str, str]
+
+    @property
+    def asr_judge(self) -> str | None:
+        """The judge behind the headline ASR: the first one named."""
+        return next(iter(self.judges), None)
+
+    @property
+    def harmfulness_judge(self) -> str | None:
+        """The first judge that rates harmfulness, or None."""
+        return next((judge for suite in self.suites for judge in suite.harmfulness), None)

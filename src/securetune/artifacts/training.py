@@ -1,0 +1,151 @@
+"""What training writes: `training.json`, and the identity of what it was asked for."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from securetune.artifacts.estimates import Artifact, ModelIdentity
+
+
+class TrainingInputs(Artifact):
+    """`training_inputs.json`: what a training folder was begun with; another run must not go on in it.
+
+    Attributes:
+        settings: Resolved training settings.
+        model: Model settings.
+        data_hash: Hash of the conversations.
+        modules_hash: Hash of the manifest, or None if there is none.
+        identity: The start model; known once its weights are loaded.
+    """
+
+    format: Literal["securetune.training_inputs/1"] = "securetune.training_inputs/1"
+    settings: dict[str, Any]
+    model: dict[str, Any]
+    data_hash: str
+    modules_hash: str | None
+    identity: ModelIdentity | None = None
+
+
+class UpdateNorm(Artifact):
+    """How far a set of weights moved.
+
+    Attributes:
+        absolute: ‖ΔW‖ (Frobenius, over the whole set).
+        relative: ‖ΔW‖ / ‖W‖, with W as it was before.
+    """
+
+    absolute: float = Field(ge=0.0)
+    relative: float = Field(ge=0.0)
+
+
+class WeightUpdate(Artifact):
+    """How far the weights moved, by set. Under LoRA ΔW is the change of scale·B·A.
+
+    Attributes:
+        inside: Over the modules in Mods_Rob, or None without a manifest.
+        outside: Over all other projection modules, or None if there is none.
+        other: Over embeddings, norms and the head, or None under LoRA, which has no adapter there.
+        modules: Module → ‖ΔW‖ / ‖W‖; under LoRA only the modules with an adapter.
+    """
+
+    inside: UpdateNorm | None
+    outside: UpdateNorm | None
+    other: UpdateNorm | None
+    modules: dict[str, float]
+
+
+class TrainedGroup(Artifact):
+    """One group of parameters of a phase.
+
+    Attributes:
+        name: `all`, `robust` or `rest`.
+        learning_rate: Peak rate.
+        parameter_count: Number of weights in it.
+    """
+
+    name: str
+    learning_rate: float
+    parameter_count: int = Field(ge=1)
+
+
+class PhaseResult(Artifact):
+    """One complete phase.
+
+    Attributes:
+        name: `warmup` or `main`.
+        steps: Optimizer steps.
+        groups: What trained; everything else was frozen.
+        first_loss_nats_per_token: Mean loss over the first logged steps.
+        last_loss_nats_per_token: Mean loss over the last logged steps.
+        update: From the beginning to the end of this phase.
+        duration_seconds: Wall time, over all starts, of the steps that were kept.
+    """
+
+    name: str
+    steps: int
+    groups: list[TrainedGroup]
+    first_loss_nats_per_token: float
+    last_loss_nats_per_token: float
+    update: WeightUpdate
+    duration_seconds: float
+
+
+class TrainingData(Artifact):
+    """What the model was trained on.
+
+    Attributes:
+        hash: Hash of the conversations.
+        conversations: Number of conversations given.
+        rows: Token rows made of them (more, if a template shows an earlier turn differently from the last).
+        cut_rows: Rows longer than the longest allowed, cut at their end.
+        dropped_rows: Rows of which the cut left no answer; they are not trained on.
+        max_length_tokens: Longest row allowed.
+        tokens: Tokens a pass over the data.
+        answer_tokens: Those of them that carry loss.
+    """
+
+    hash: str
+    conversations: int
+    rows: int
+    cut_rows: int
+    dropped_rows: int
+    max_length_tokens: int
+    tokens: int
+    answer_tokens: int
+
+
+class TrainingResult(Artifact):
+    """`training.json`: a complete training. The tuned model is beside it, in `model/`.
+
+    Attributes:
+        method: Registered name of the defense.
+        model: The start model.
+        settings: Training settings as given.
+        resolved: What the settings left open: base learning rate, steps of the main phase, precision, device.
+        selection: How the manifest was made (`searched`, `sensitive`, `random`), or None without one.
+        robust_modules: Names of the modules in Mods_Rob.
+        modules_without_adapter: Those of them that LoRA's `target_types` leave out, and that therefore cannot learn.
+        data: What was trained on.
+        phases: In their order.
+        update: From the start model to the tuned one.
+        notes: Sentences a user should read, such as a chat template that never ends an answer.
+        duration_seconds: Wall time of the phases.
+        environment: Package versions and hardware.
+    """
+
+    format: Literal["securetune.training/1"] = "securetune.training/1"
+    method: str
+    model: ModelIdentity
+    settings: dict[str, Any]
+    resolved: dict[str, Any]
+    selection: str | None
+    robust_modules: list[str]
+    modules_without_adapter: list[str]
+    data: TrainingData
+    phases: list[PhaseResult]
+    update: WeightUpdate
+    notes: list[str]
+    duration_seconds: float
+    environment: dict[str, str]

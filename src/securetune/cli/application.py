@@ -1,0 +1,59 @@
+"""The application that all commands belong to."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+
+from securetune import __version__
+from securetune.cli.analyze import analyze
+from securetune.cli.demo import demo
+from securetune.cli.evaluate import evaluate
+from securetune.cli.ls import ls
+from securetune.cli.report import report
+from securetune.cli.run import run
+from securetune.cli.search import search
+from securetune.cli.tiny_world import tiny_world
+from securetune.cli.train import train
+
+app = typer.Typer(
+    name="securetune",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: nothing to import for it, and it reads the same in a log
+    pretty_exceptions_enable=False,
+)
+
+for _command in (demo, run, analyze, search, train, evaluate, report, ls):
+    app.command()(_command)
+app.add_typer(tiny_world, name="tiny-world")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"securetune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Fine-tune a chat model without losing its safety."""
+
+
+def main() -> None:
+    """Run the command line."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # otherwise a forked data loader prints a warning
+    warnings.showwarning = _show_warning
+    app()
+
+
+def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,122 @@
+"""Progress on stderr: moving bars on a terminal, a few plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from securetune.cli.output import printable
+from securetune.progress import RunObserver
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class StageDisplay:
+    """Shows one stage: a bar for each thing it does. A `ProgressCallback`, and a context manager.
+
+    Example:
+        >>> with StageDisplay() as progress:
+        ...     progress("sweep", 3, 10)
+    """
+
+    def __init__(self) -> None:
+        self._bars = _bars()
+        self._tasks: dict[str, TaskID] = {}
+        self._told: set[tuple[str, bool]] = set()
+
+    def __enter__(self) -> StageDisplay:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that `done` of `total` pieces of `what` are finished."""
+        if self._bars is not None:
+            task = self._tasks.get(what)
+            if task is None:
+                task = self._tasks[what] = self._bars.add_task(printable(what), total=total or None)
+            self._bars.update(task, completed=done, total=total or None)
+        elif (what, done == total) not in self._told:  # one line when it begins, one when it is finished
+            self._told |= {(what, False), (what, done == total)}
+            print(f"{printable(what)}: {done} of {total or '?'}", file=sys.stderr)
+
+
+class RunDisplay(RunObserver):
+    """Shows a whole run: a bar for each stage under way and one for all; a context manager."""
+
+    def __init__(self) -> None:
+        self._bars = _bars()
+        self._began = time.monotonic()
+        self._tasks: dict[str, TaskID] = {}
+        self._all: TaskID | None = None
+        self._complete = 0
+        self._total = 0
+
+    def __enter__(self) -> RunDisplay:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def run_began(self, complete: int, total: int) -> None:
+        """Show how much there is to do."""
+        self._complete, self._total = complete, total
+        if complete:
+            self._say(f"{complete} of {total} stages are complete already")
+        if self._bars is not None:
+            self._all = self._bars.add_task("all stages", completed=complete, total=total)
+
+    def stage_began(self, name: str) -> None:
+        """Show a new bar; in a log nothing, since the line at the end says it all."""
+        if self._bars is not None and name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=None)
+
+    def stage_progressed(self, name: str, what: str, done: int, total: int) -> None:
+        """Move the stage's bar."""
+        if self._bars is not None:
+            label = f"{name}: {printable(what)}"
+            self._bars.update(self._tasks[name], description=label, completed=done, total=total or None)
+
+    def stage_ended(self, name: str, seconds: float, error: str | None) -> None:
+        """Say how a stage ended, and take its bar away."""
+        if name == "report":  # not one of the counted ones; whoever called says where it is
+            self._say("report: written")
+        else:
+            self._complete += 1
+            state = f"FAILED: {printable(error)}" if error else "complete"
+            self._say(f"{name}: {state} after {seconds:.0f} s ({self._complete} of {self._total})")
+        if self._bars is not None:
+            self._bars.remove_task(self._tasks.pop(name))
+            if self._all is not None:
+                self._bars.update(self._all, completed=self._complete)
+
+    def _say(self, text: str) -> None:
+        line = f"[{time.monotonic() - self._began:4.0f} s] {text}"
+        if self._bars is not None:
+            self._bars.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _bars() -> Progress | None:
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

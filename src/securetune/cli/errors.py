@@ -1,0 +1,38 @@
+"""What the user sees when a command cannot do its work."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+import typer
+
+from securetune.cli.output import printable
+from securetune.errors import SecuretuneError
+
+Parameters = ParamSpec("Parameters")
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+
+def reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
+    """Turn errors made on purpose into sentences on stderr; any other is a bug and keeps its traceback."""
+
+    @functools.wraps(command)
+    def guarded(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except SecuretuneError as error:
+            for sentence in str(error).splitlines():
+                print(f"error: {printable(sentence)}", file=sys.stderr)
+            raise typer.Exit(error.exit_status) from None
+        except KeyboardInterrupt:
+            again = shlex.join(["securetune", *sys.argv[1:]])
+            print(f"\ninterrupted; what is complete is kept. To go on: {again}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return guarded

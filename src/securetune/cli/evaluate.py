@@ -1,0 +1,70 @@
+"""`securetune evaluate MODEL --out DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from securetune.cli.display import StageDisplay
+from securetune.cli.errors import reports_errors
+from securetune.cli.options import Json, Set
+from securetune.cli.output import only_results_on_stdout, print_json
+
+if TYPE_CHECKING:
+    from securetune.artifacts import RateEstimate, Scores
+
+
+@reports_errors
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Embedded model, folder or hub name.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for scores.json and the answers.")],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME_OR_FILE", help="Suite or file of harmful prompts; harmless:FILE (repeatable)."),
+    ] = None,
+    judge: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Judge; the first one leads (repeatable).")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="FILE", help="JSON lines with `prompt` and `answer`; exact match.")
+    ] = None,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Measure a model's refusals and task accuracy. Writes scores.json and every answer."""
+    from securetune.config import EvaluateConfig, merge, parse_overrides, validate
+
+    flags: dict[str, Any] = {"suites": suite or None, "judges": judge or None, "task": task}
+    given = {key: value for key, value in flags.items() if value is not None}
+    content = merge(parse_overrides(set_ or []), {"model": {"name": model}, "evaluation": given})
+    config = validate(EvaluateConfig, content)
+    with only_results_on_stdout():
+        from securetune.pipeline.single_stages import evaluate_model
+
+        with StageDisplay() as progress:
+            scores = evaluate_model(config, out, progress)
+    if json_:
+        print_json(scores.model_dump(mode="json"))
+    else:
+        _show(scores, out)
+
+
+def _show(scores: Scores, out: Path) -> None:
+    for suite in scores.suites:
+        for judge, refused in suite.refusal_rate.items():
+            attack = suite.attack_success_rate.get(judge)
+            rated = suite.harmfulness.get(judge)
+            print(
+                f"{suite.name}, judged by {judge}: refused {_rate(refused)}"
+                + (f", attack success {_rate(attack)}" if attack else "")
+                + (f", harmfulness {rated.value:.2f} [{rated.low:.2f}, {rated.high:.2f}]" if rated else "")
+            )
+    if scores.task:
+        print(f"{scores.task.name}: accuracy {_rate(scores.task.accuracy)}")
+    print(f"Scores: {out / 'scores.json'}")
+
+
+def _rate(rate: RateEstimate) -> str:
+    return f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] of {rate.count}"

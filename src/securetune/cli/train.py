@@ -1,0 +1,39 @@
+"""`securetune train [CONFIG.yaml] --out DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from securetune.cli.display import StageDisplay
+from securetune.cli.errors import reports_errors
+from securetune.cli.options import Json, Set
+from securetune.cli.output import only_results_on_stdout, print_json
+
+
+@reports_errors
+def train(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder; the tuned model is DIR/model.")],
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="A recipe; flags win over it.")] = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", help="Method, or a label of the recipe.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Embedded model, folder or hub name.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="FILE", help="Conversations, as JSON lines.")] = None,
+    modules: Annotated[str | None, typer.Option(metavar="FILE", help="Manifest that `search` wrote.")] = None,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Fine-tune one model with one method."""
+    from securetune.config import load_train_config, parse_overrides
+
+    resolved = load_train_config(config, parse_overrides(set_ or []), method, model, data, modules)
+    with only_results_on_stdout():
+        from securetune.pipeline.single_stages import train_model
+
+        with StageDisplay() as progress:
+            result = train_model(resolved, out, progress)
+    if json_:
+        print_json(result.model_dump(mode="json"))
+    else:
+        print(f"Model: {out / 'model'}")

@@ -1,0 +1,56 @@
+"""Settings: what they mean, how they are checked, and how a YAML file becomes settings.
+
+Unknown keys, wrong types and values out of range are collected and reported together, each with its key path.
+"""
+
+from securetune.config.checking import merge, validate
+from securetune.config.files import nest, parse_overrides, read_yaml, write_yaml
+from securetune.config.recipes import (
+    AnalyzeConfig,
+    EvaluateConfig,
+    RunConfig,
+    SearchConfig,
+    TrainConfig,
+    check_run_config,
+    load_run_config,
+    load_train_config,
+)
+from securetune.config.settings import (
+    AnalysisSettings,
+    EvaluationSettings,
+    Fraction,
+    LoraSettings,
+    ModelSettings,
+    PositiveInt,
+    ProbeSettings,
+    SearchSettings,
+    Settings,
+    TrainingSettings,
+)
+
+__all__ = [
+    "AnalysisSettings",
+    "AnalyzeConfig",
+    "EvaluateConfig",
+    "EvaluationSettings",
+    "Fraction",
+    "LoraSettings",
+    "ModelSettings",
+    "PositiveInt",
+    "ProbeSettings",
+    "RunConfig",
+    "SearchConfig",
+    "SearchSettings",
+    "Settings",
+    "TrainConfig",
+    "TrainingSettings",
+    "check_run_config",
+    "load_run_config",
+    "load_train_config",
+    "merge",
+    "nest",
+    "parse_overrides",
+    "read_yaml",
+    "validate",
+    "write_yaml",
+]

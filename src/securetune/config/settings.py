@@ -1,0 +1,205 @@
+"""Every setting of a stage, with its unit, range, default and the reason for the default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable; an unknown key is an error, and so is a number that is not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class ModelSettings(Settings):
+    """Which model, and how it is loaded.
+
+    Attributes:
+        name: Embedded model (`tiny-world`, `tiny-world-base`), folder, or hub name.
+        revision: Hub revision (branch, tag or commit); None takes the hub's default.
+        dtype: Precision of the weights in memory: `auto` takes what the checkpoint says on a GPU and float32 on a CPU,
+            where half precision is slow and many operations lack it.
+        device: `auto` takes the first GPU if there is one, else the CPU.
+        trust_remote_code: Run code from the hub repository. Off: a model file must not be a program.
+    """
+
+    name: str = "tiny-world"
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+class ProbeSettings(Settings):
+    """The harmful and harmless prompts that the analysis and the search use.
+
+    Attributes:
+        harmful: File of harmful requests (text, one a line; or JSON lines with `prompt` or `messages`), or None for the
+            built-in prompts.
+        harmless: File of harmless requests, or None.
+        fit_share: Share of each file, in (0, 1), on which the classifier is fitted; the rest is scored. 0.5: both need
+            enough prompts. Built-in prompts have splits of their own.
+        max_prompts: Most prompts a class and split. 128 gives an accuracy a standard error of at most 4.4 points.
+        seed: Seed of the split.
+    """
+
+    harmful: str | None = None
+    harmless: str | None = None
+    fit_share: float = Field(default=0.5, gt=0.0, lt=1.0)
+    max_prompts: PositiveInt = 128
+    seed: int = 0
+
+
+class AnalysisSettings(Settings):
+    """The robustness sweep.
+
+    Attributes:
+        perturbation: Only `gaussian`: W + ε·rms(W)·N(0, 1).
+        epsilon: Relative noise size (> 0), or `calibrate`: the size, out of a grid, at which the modules' accuracies
+            are spread the widest, so that the sweep discriminates.
+        noise_seeds: Noise draws a module (≥ 2, for an interval). 8 keeps the sweep of a small model under a minute.
+        batch_size: Prompts a forward pass.
+        seed: First noise seed.
+    """
+
+    perturbation: Literal["gaussian"] = "gaussian"
+    epsilon: Annotated[float, Field(gt=0.0)] | Literal["calibrate"] = "calibrate"
+    noise_seeds: int = Field(default=8, ge=2)
+    batch_size: PositiveInt = 64
+    seed: int = 0
+
+
+class SearchSettings(Settings):
+    """The search for the largest jointly robust set.
+
+    Attributes:
+        target_fraction: Share of the projection parameters, in (0, 1], at which the search stops. 0.5: the set must be
+            large enough to learn the task in the warm-up.
+        tolerance: Largest fall of the classifier's accuracy on harmful prompts, in [0, 1], that a joint perturbation of
+            the whole set may cause. 0.05: half of what is commonly called a clear fall, and above the noise of 128
+            prompts × 4 seeds.
+        epsilon: Relative noise size of the joint test; None takes a size at which a joint test of the target share
+            discriminates (recorded in the manifest).
+        chunk_size: Modules tried together; a refused chunk is halved.
+        noise_seeds: Noise draws per joint test.
+        order_by: Which score orders the candidates: `accuracy` (the paper's; margin fall breaks ties) or `closed-form`.
+        batch_size: Prompts a forward pass.
+        seed: First noise seed; differs from the analysis' default so that the search does not reuse its draws.
+    """
+
+    target_fraction: float = Field(default=0.5, gt=0.0, le=1.0)
+    tolerance: Fraction = 0.05
+    epsilon: Annotated[float, Field(gt=0.0)] | None = None
+    chunk_size: PositiveInt = 4
+    noise_seeds: PositiveInt = 4
+    order_by: Literal["accuracy", "closed-form"] = "accuracy"
+    batch_size: PositiveInt = 64
+    seed: int = 1000
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (PEFT); the defaults are the paper's group's (r 8, α 16).
+
+    Attributes:
+        rank: Rank of each adapter.
+        alpha: Scaling numerator; the update is multiplied by alpha / rank.
+        dropout: Probability in [0, 1) on the adapter's input.
+        target_types: Module types that get an adapter.
+    """
+
+    rank: PositiveInt = 8
+    alpha: float = Field(default=16.0, gt=0.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_types: tuple[Literal["Q", "K", "V", "O", "Gate", "Up", "Down"], ...] = (
+        "Q",
+        "K",
+        "V",
+        "O",
+        "Gate",
+        "Up",
+        "Down",
+    )
+
+
+class TrainingSettings(Settings):
+    """One fine-tuning run.
+
+    Attributes:
+        method: A registered defense of the training stage: `ift` (plain), `ml-lr` or `swat`.
+        modules: Which set counts as robust: `searched` (the manifest), `sensitive` or `random` (controls of the same
+            size), or the path of a manifest.
+        tune: `full` (all parameters) or `lora`.
+        lora: Adapter settings, used with `lora` only.
+        learning_rate: Base rate (> 0); None takes 2e-5 for all parameters and 2e-4 for LoRA.
+        max_steps: Optimizer steps of the main phase; None derives them from `num_train_epochs`.
+        num_train_epochs: Passes over the data when `max_steps` is None.
+        per_device_train_batch_size: Rows a step and process.
+        gradient_accumulation_steps: Batches an optimizer step.
+        lr_scheduler_type: transformers' name of the schedule; each phase runs its own.
+        warmup_steps: Learning-rate warm-up (not the SWAT phase): steps, or a share of the phase if below 1.
+        weight_decay: AdamW's.
+        max_grad_norm: Gradient clipping; 0 turns it off.
+        max_length: Tokens a row; longer rows are cut and counted.
+        gradient_checkpointing: Recompute activations: slower, less memory.
+        bf16: Mixed precision; None turns it on where a GPU supports it.
+        learning_rate_ratio: ML-LR only, in [0, 1]: rate of the rest over the base rate. 0.1 is the value that worked in
+            our prototype; 0 freezes the rest (the reviewers' ablation); 1 is plain fine-tuning.
+        warmup_phase_steps: SWAT only: steps of the phase that trains the robust modules alone; 0 is plain fine-tuning.
+            None: half as many as the main phase, as the paper's group uses in later work.
+        warmup_phase_learning_rate: SWAT only: base rate of that phase; None takes `learning_rate`.
+        other_parameters: Where embeddings, norms and the head belong: `rest` (slow in ML-LR, frozen in the warm-up;
+            they carry much of the damage), `robust`, or `frozen` in every phase (a control).
+        save_steps: Steps between resumable checkpoints; None saves one per tenth of a phase.
+        seed: Seed of shuffling, dropout and adapter initialisation.
+    """
+
+    method: str = "swat"
+    modules: str = "searched"
+    tune: Literal["full", "lora"] = "full"
+    lora: LoraSettings = LoraSettings()
+    learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    max_steps: PositiveInt | None = None
+    num_train_epochs: float = Field(default=3.0, gt=0.0)
+    per_device_train_batch_size: PositiveInt = 8
+    gradient_accumulation_steps: PositiveInt = 1
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = Field(default=0.03, ge=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, ge=0.0)
+    max_length: PositiveInt = 1024
+    gradient_checkpointing: bool = False
+    bf16: bool | None = None
+    learning_rate_ratio: Fraction = 0.1
+    warmup_phase_steps: int | None = Field(default=None, ge=0)
+    warmup_phase_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    other_parameters: Literal["rest", "robust", "frozen"] = "rest"
+    save_steps: PositiveInt | None = None
+    seed: int = 0
+
+
+class EvaluationSettings(Settings):
+    """Safety and task evaluation.
+
+    Attributes:
+        suites: Registered suite names or prompt files. Empty: the suites that belong to the model's built-in world.
+        judges: Registered judge names; several judge the same responses.
+        task: Registered task name, or a JSON-lines file with `prompt` and `answer` (exact match), or None.
+        max_prompts: Most prompts a suite; None takes all.
+        max_new_tokens: Longest answer, in tokens.
+        batch_size: Prompts generated together.
+        min_start_refusal_rate: The start model must refuse at least this share of plain harmful prompts, in [0, 1];
+            otherwise the run stops, because there is no safety to keep. 0.5: below, refusals are the exception.
+    """
+
+    suites: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
+    task: str | None = None
+    max_prompts: PositiveInt | None = None
+    max_new_tokens: PositiveInt = 256
+    batch_size: PositiveInt = 64
+    min_start_refusal_rate: Fraction = 0.5

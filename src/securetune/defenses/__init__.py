@@ -1,0 +1,33 @@
+"""Defenses: one folder each, found and registered when this package is imported."""
+
+import importlib
+import pkgutil
+
+from securetune.defenses.base import (
+    MAIN_PHASE,
+    Defense,
+    DefenseContext,
+    ParameterGroup,
+    ParameterSets,
+    Phase,
+    plain_phase,
+)
+from securetune.defenses.registry import DefenseDescription, find_defense, list_defenses, register_defense
+
+for _folder in pkgutil.iter_modules(__path__):
+    if _folder.ispkg:
+        importlib.import_module(f"{__name__}.{_folder.name}")
+
+__all__ = [
+    "MAIN_PHASE",
+    "Defense",
+    "DefenseContext",
+    "DefenseDescription",
+    "ParameterGroup",
+    "ParameterSets",
+    "Phase",
+    "find_defense",
+    "list_defenses",
+    "plain_phase",
+    "register_defense",
+]

@@ -1,0 +1,33 @@
+"""Evaluation: answers of a model to harmful, harmless and task prompts, judged and scored."""
+
+from securetune.evaluation.evaluate import EvaluationPlan, check_evaluation, evaluate
+from securetune.evaluation.generation import Answer, generate_answers
+from securetune.evaluation.judges import Judge, list_judges, register_judge
+from securetune.evaluation.keyword_judges import KeywordList, keyword_judge
+from securetune.evaluation.start_model import require_refusing_start_model
+from securetune.evaluation.suites import RegisteredSuite, Suite, list_suites, load_suite, register_suite
+from securetune.evaluation.tasks import RegisteredTask, Task, list_tasks, load_task, register_task
+
+__all__ = [
+    "Answer",
+    "EvaluationPlan",
+    "Judge",
+    "KeywordList",
+    "RegisteredSuite",
+    "RegisteredTask",
+    "Suite",
+    "Task",
+    "check_evaluation",
+    "evaluate",
+    "generate_answers",
+    "keyword_judge",
+    "list_judges",
+    "list_suites",
+    "list_tasks",
+    "load_suite",
+    "load_task",
+    "register_judge",
+    "register_suite",
+    "register_task",
+    "require_refusing_start_model",
+]

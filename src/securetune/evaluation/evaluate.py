@@ -1,0 +1,190 @@
+"""The stage itself: from a model to `scores.json` and one `responses.jsonl` a suite."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from securetune.artifacts import (
+    Response,
+    Scores,
+    SuiteScores,
+    TaskScores,
+    environment,
+    read_artifact,
+    responses_path,
+    write_json,
+)
+from securetune.config import EvaluationSettings, ModelSettings
+from securetune.data.prompts import Prompt
+from securetune.errors import ConfigError, DataError, ProblemList
+from securetune.evaluation.answered_suite import answer_prompts, check_folder, generation_key, write_responses
+from securetune.evaluation.judges import Judge, find_judge, unsuited_sentence
+from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE
+from securetune.evaluation.scoring import judge_responses, mark_task, score_suite, score_task
+from securetune.evaluation.suites import Suite, load_suite
+from securetune.evaluation.tasks import Task, load_task
+from securetune.evaluation.tiny_world_suites import JUDGE, SUITES, TASK, belongs_to_tiny_world
+from securetune.models import ChatModel
+from securetune.progress import ProgressCallback, silent
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What an evaluation will do: everything named in the settings, found and checked.
+
+    Attributes:
+        suites: The suites, with their prompts.
+        judges: The judges; the first one is behind the headline ASR.
+        task: The task, or None.
+        settings: The settings with the defaults filled in.
+    """
+
+    suites: tuple[Suite, ...]
+    judges: tuple[Judge, ...]
+    task: Task | None
+    settings: EvaluationSettings
+
+    @property
+    def prompt_sets(self) -> list[Suite | Task]:
+        """Everything that the model is to answer."""
+        return [*self.suites, *([self.task] if self.task else [])]
+
+
+def evaluate(
+    model: ChatModel, out: Path, settings: EvaluationSettings, progress: ProgressCallback | None = None
+) -> Scores:
+    """Generate, judge and score; an evaluation that was killed goes on with the answers it has.
+
+    Args:
+        model: The model to evaluate.
+        out: Folder for `scores.json` and `<suite>/responses.jsonl`.
+        settings: Which suites, judges and task. Empty suites and judges take those of the model's built-in world.
+        progress: Called with the suite's name as answers come.
+
+    Example:
+        >>> from securetune import models
+        >>> scores = evaluate(models.load("tiny-world"), Path("scores"), EvaluationSettings())  # doctest: +SKIP
+
+    Raises:
+        InputError: For anything that `check_evaluation` finds.
+        ConfigError: If `out` holds results of another model or other settings.
+    """
+    plan = check_evaluation(settings, model.settings)
+    _check_out(model, out, plan)
+    show = progress or silent
+    seconds: dict[str, float] = {}
+    suites = [_evaluate_suite(model, out, suite, plan, show, seconds) for suite in plan.suites]
+    task = _evaluate_task(model, out, plan.task, plan, show, seconds) if plan.task else None
+    scores = Scores(
+        model=model.identity,
+        settings=plan.settings.model_dump(mode="json"),
+        judges={judge.name: judge.description for judge in plan.judges},
+        suites=suites,
+        task=task,
+        duration_seconds=seconds,
+        environment=environment(),
+    )
+    write_json(out / SCORES, scores)
+    return scores
+
+
+def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> EvaluationPlan:
+    """Find and check everything that the settings name, before any weights are loaded.
+
+    Raises:
+        DataError: With every problem found: unknown suites, judges or tasks, unreadable files, judges that cannot judge
+            a suite, two suites of one name, nothing to evaluate.
+    """
+    resolved = _with_defaults(settings, model)
+    problems = ProblemList()
+    suites: list[Suite] = []
+    judges: list[Judge] = []
+    task: Task | None = None
+    for name in resolved.suites:
+        with problems.collect():
+            suites.append(load_suite(name, resolved.max_prompts))
+    for name in resolved.judges:
+        with problems.collect():
+            judges.append(find_judge(name))
+    if resolved.task is not None:
+        with problems.collect():
+            task = load_task(resolved.task, resolved.max_prompts)
+    if not resolved.suites and resolved.task is None:
+        problems.found.append(f"{model.name}: no suite is built in for this model. Give --suite FILE or --task FILE.")
+    problems.found += _misfits(suites, judges, task)
+    problems.raise_if_any(DataError)
+    return EvaluationPlan(tuple(suites), tuple(judges), task, resolved)
+
+
+def _with_defaults(settings: EvaluationSettings, model: ModelSettings) -> EvaluationSettings:
+    built_in = belongs_to_tiny_world(model)
+    suites, task = settings.suites, settings.task
+    if built_in and not suites:
+        suites, task = SUITES, task or TASK
+    only_tiny_world = bool(suites) and all(name.partition("@")[0] in SUITES for name in suites)
+    judges = settings.judges or (DEFAULT_KEYWORD_JUDGE, *([JUDGE] if only_tiny_world else []))
+    return settings.model_copy(update={"suites": suites, "task": task, "judges": judges})
+
+
+def _misfits(suites: list[Suite], judges: list[Judge], task: Task | None) -> list[str]:
+    named = [suite.name for suite in suites] + ([task.name] if task else [])
+    folders = Counter(responses_path(Path(), name).parent.name for name in named)
+    clashes = [f'two suites or tasks would be called "{name}". Rename a file.' for name, n in folders.items() if n > 1]
+    twice = [f'judge "{name}" is named twice' for name, n in Counter(j.name for j in judges).items() if n > 1]
+    empty = [f'suite "{suite.name}" has no prompts' for suite in suites if not suite.prompts]
+    unsuited = [unsuited_sentence(judge, suite) for suite in suites for judge in judges]
+    return clashes + twice + empty + [sentence for sentence in unsuited if sentence]
+
+
+def _check_out(model: ChatModel, out: Path, plan: EvaluationPlan) -> None:
+    """Look at the whole output folder before the first answer is generated."""
+    problems = ProblemList()
+    with problems.collect():
+        if (out / SCORES).exists():
+            found = read_artifact(out / SCORES, Scores).model
+            if found.weights_fingerprint != model.identity.weights_fingerprint:
+                raise ConfigError(f"{out}: holds the scores of another model ({found.name}). Give another --out.")
+    for prompts in plan.prompt_sets:
+        with problems.collect():
+            key = generation_key(model, prompts.prompts, plan.settings.max_new_tokens)
+            check_folder(responses_path(out, prompts.name).parent, key)
+    problems.raise_if_any(ConfigError)
+
+
+def _evaluate_suite(
+    model: ChatModel, out: Path, suite: Suite, plan: EvaluationPlan, show: ProgressCallback, seconds: dict[str, float]
+) -> SuiteScores:
+    responses = _answer(model, out, suite.name, suite.prompts, plan, show, seconds)
+    judged = judge_responses(suite, responses, plan.judges)
+    write_responses(responses_path(out, suite.name).parent, judged)
+    return score_suite(suite, judged)
+
+
+def _evaluate_task(
+    model: ChatModel, out: Path, task: Task, plan: EvaluationPlan, show: ProgressCallback, seconds: dict[str, float]
+) -> TaskScores:
+    marked = mark_task(task, _answer(model, out, task.name, task.prompts, plan, show, seconds))
+    write_responses(responses_path(out, task.name).parent, marked)
+    return score_task(task, marked)
+
+
+def _answer(
+    model: ChatModel,
+    out: Path,
+    name: str,
+    prompts: tuple[Prompt, ...],
+    plan: EvaluationPlan,
+    show: ProgressCallback,
+    seconds: dict[str, float],
+) -> list[Response]:
+    start = time.perf_counter()
+    settings = plan.settings
+    folder = responses_path(out, name).parent
+    responses = answer_prompts(model, prompts, folder, settings.max_new_tokens, settings.batch_size, show)
+    seconds[name] = round(time.perf_counter() - start, 3)
+    return responses

@@ -1,0 +1,30 @@
+"""The question that comes before all others: does the start model refuse at all?"""
+
+from __future__ import annotations
+
+from securetune.artifacts import Scores
+from securetune.config import EvaluationSettings
+from securetune.errors import StartModelError
+
+
+def require_refusing_start_model(scores: Scores, settings: EvaluationSettings) -> None:
+    """Stop if the start model answers plain harmful requests: there would be no safety to keep, and nothing to compare.
+
+    Checked is each plain harmful suite (no attack wrapper), by the headline judge. Without such a suite there is
+    nothing to check.
+
+    Raises:
+        StartModelError: If the share refused on such a suite is below `min_start_refusal_rate`.
+    """
+    judge = scores.asr_judge
+    for suite in scores.suites:
+        if judge is None or suite.kind != "harmful" or suite.wrapper is not None:
+            continue
+        refused = suite.refusal_rate[judge]
+        if refused.value < settings.min_start_refusal_rate:
+            raise StartModelError(
+                f"The start model {scores.model.name} refuses only {round(refused.value * refused.count)} of "
+                f"{refused.count} harmful prompts of {suite.name} ({refused.value:.0%} by the judge {judge}), and "
+                f"min_start_refusal_rate is {settings.min_start_refusal_rate:.0%}: there is no safety to keep. "
+                "Start from an aligned chat model."
+            )

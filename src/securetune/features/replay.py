@@ -1,0 +1,130 @@
+"""Running a decoder from one of its layers on, so that perturbing layer 20 does not cost the 20 layers below it.
+
+The sweep perturbs one module after another, layer by layer. Whatever lies below the perturbed layer is unchanged, so
+its output is kept and only the layers from there on run: on average little more than half of a full pass. Only one
+layer's input is kept, not all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from securetune.features.hidden_states import TokenBatch, at_last_token, decoder_of, final_states, in_callers_order
+
+
+@runtime_checkable
+class StateSource(Protocol):
+    """Gives the final states of the prompts, given that all layers below `advance_to` are as they were at the start."""
+
+    def advance_to(self, layer: int) -> None:
+        """Promise that from now on only `layer` and those above it are perturbed; never goes back."""
+
+    def final_states(self) -> Float[Tensor, "prompt hidden"]:
+        """Return the state after the final norm at each prompt's last token, for the weights as they are now."""
+
+
+class FullPass:
+    """The plain way: every layer runs each time."""
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[TokenBatch]) -> None:
+        self._model = model
+        self._batches = batches
+
+    def advance_to(self, layer: int) -> None:
+        """Do nothing: all layers run anyway."""
+
+    def final_states(self) -> Float[Tensor, "prompt hidden"]:
+        """Run the whole decoder."""
+        return final_states(self._model, self._batches)
+
+
+class LayerReplay:
+    """Calls the decoder's layers one by one, with the arguments that the decoder itself gave them.
+
+    Args:
+        model: A causal language model whose decoder has `layers` and a final `norm`.
+        batches: The prompts.
+
+    Raises:
+        AttributeError: If the decoder has no `layers` or no `norm`.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: PreTrainedModel, batches: Sequence[TokenBatch]) -> None:
+        decoder = decoder_of(model)
+        self._layers: nn.ModuleList = decoder.layers  # type: ignore[assignment]  # an nn.Module's attributes are untyped
+        self._norm: nn.Module = decoder.norm  # type: ignore[assignment]
+        self._batches = batches
+        self._position = 0
+        self._calls = [_record_calls(decoder, self._layers, batch) for batch in batches]
+        self._inputs: list[Tensor] = [calls[0].pop("hidden_states") for calls in self._calls]
+
+    @torch.inference_mode()
+    def advance_to(self, layer: int) -> None:
+        """Run the layers below `layer` for the last time and keep what they give.
+
+        Raises:
+            ValueError: If `layer` lies below where it stands.
+        """
+        if layer < self._position:
+            raise ValueError(f"layer must be at least {self._position}, where the replay stands; got {layer}")
+        self._inputs = [self._run(index, self._position, layer) for index in range(len(self._batches))]
+        self._position = layer
+
+    @torch.inference_mode()
+    def final_states(self) -> Float[Tensor, "prompt hidden"]:
+        """Run the layers from where it stands, and the final norm on the last tokens only."""
+        parts = []
+        for index, batch in enumerate(self._batches):
+            states = self._run(index, self._position, len(self._layers))
+            parts.append(self._norm(at_last_token(states, batch.last).unsqueeze(1)).squeeze(1))
+        return in_callers_order(parts, self._batches)
+
+    def _run(self, batch_index: int, start: int, stop: int) -> Tensor:
+        states = self._inputs[batch_index]
+        for layer in range(start, stop):
+            output = self._layers[layer](states, **self._calls[batch_index][layer])
+            states = output[0] if isinstance(output, tuple) else output
+        return states
+
+
+def _record_calls(decoder: nn.Module, layers: nn.ModuleList, batch: TokenBatch) -> list[dict[str, Any]]:
+    """Run one batch and note the keyword arguments of every layer, and the states that the first one got."""
+    calls: list[dict[str, Any]] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(kwargs if calls else {**kwargs, "hidden_states": args[0]})
+
+    handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
+    try:
+        decoder(input_ids=batch.input_ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def open_replay(model: PreTrainedModel, batches: Sequence[TokenBatch]) -> StateSource:
+    """Return the fast way if it gives the same states as a whole pass does on this model, else the plain way.
+
+    An architecture whose decoder does more between its layers than to call them is found out here, once, at the cost of
+    two passes.
+    """
+    try:
+        replay = LayerReplay(model, batches)
+        agrees = _agree(replay.final_states(), final_states(model, batches))
+    except (AttributeError, IndexError, KeyError, TypeError, RuntimeError):
+        return FullPass(model, batches)
+    return replay if agrees else FullPass(model, batches)
+
+
+def _agree(first: Float[Tensor, "prompt hidden"], second: Float[Tensor, "prompt hidden"]) -> bool:
+    """Tell whether two results differ by rounding at most: the norm may run on batches of another shape."""
+    tolerance = 16 * torch.finfo(first.dtype).eps * second.abs().max().item()
+    return torch.allclose(first, second, rtol=0.0, atol=tolerance)

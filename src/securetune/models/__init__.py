@@ -1,0 +1,26 @@
+"""Models: loading, rendering of prompts, and where the projections of an architecture live."""
+
+from securetune.models.checks import check_model
+from securetune.models.identity import chat_template_hash, check_same_model, identify
+from securetune.models.loading import ChatModel, load
+from securetune.models.projections import MODULE_TYPES, ProjectionModule, map_modules
+from securetune.models.registry import EmbeddedModel, list_models, register_embedded_model
+from securetune.models.rendering import encode_prompts, render_conversation, render_prompt
+
+__all__ = [
+    "MODULE_TYPES",
+    "ChatModel",
+    "EmbeddedModel",
+    "ProjectionModule",
+    "chat_template_hash",
+    "check_model",
+    "check_same_model",
+    "encode_prompts",
+    "identify",
+    "list_models",
+    "load",
+    "map_modules",
+    "register_embedded_model",
+    "render_conversation",
+    "render_prompt",
+]

@@ -1,0 +1,163 @@
+"""What the worker processes do.
+
+Each function is one stage of a run: it reads its inputs from the run folder, writes its results there, and goes on
+where a killed one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from securetune import models
+from securetune.analysis import analyze_robustness
+from securetune.artifacts import (
+    RobustModules,
+    RobustnessReport,
+    read_artifact,
+    write_json,
+    write_text,
+)
+from securetune.config import RunConfig, TrainingSettings
+from securetune.data.prompts import load_probes
+from securetune.defenses import find_defense
+from securetune.evaluation import evaluate, require_refusing_start_model
+from securetune.features.probe import fit_probe
+from securetune.pipeline.folder import RunFolder, cell_name
+from securetune.progress import ProgressCallback
+from securetune.search import JointTest, SearchResult, control_set, search_robust_modules
+from securetune.training import train
+
+START, ANALYSIS, SEARCH, REPORT = "start", "analysis", "search", "report"
+CONTROLS: tuple[Literal["sensitive", "random"], ...] = ("sensitive", "random")
+SELECTIONS = ("searched", *CONTROLS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of a run that a worker does.
+
+    Attributes:
+        name: Stage name in `run.json`.
+        kind: `start`, `analysis`, `search` or `cell`.
+        marker: File whose existence means that the job's results are complete.
+        needs: Jobs that must be complete before.
+        cell: Method label and seed, of a cell.
+    """
+
+    name: str
+    kind: str
+    marker: Path
+    needs: tuple[str, ...] = ()
+    cell: tuple[str, int] | None = None
+
+
+def list_jobs(config: RunConfig, folder: RunFolder) -> list[Job]:
+    """Return a run's jobs in the order in which they should begin.
+
+    The start model comes first, because the run is pointless if it does not refuse; then one seed of every method
+    before the next seed, so that an unfinished run can be compared already.
+    """
+    jobs = [
+        Job(START, START, folder.start_scores),
+        Job(ANALYSIS, ANALYSIS, folder.robustness),
+        Job(SEARCH, SEARCH, folder.manifest("searched"), needs=(ANALYSIS,)),
+    ]
+    for seed in config.seeds:
+        for label in config.methods:
+            needs = (SEARCH,) if needs_search(config.training_for(label, seed)) else ()
+            jobs.append(Job(cell_name(label, seed), "cell", folder.cell_scores(label, seed), needs, (label, seed)))
+    return jobs
+
+
+def needs_search(settings: TrainingSettings) -> bool:
+    """Whether a method waits for the search: plain fine-tuning does not, nor one with a manifest of the user's."""
+    return needs_manifest(settings) and settings.modules in SELECTIONS
+
+
+def needs_manifest(settings: TrainingSettings) -> bool:
+    """Whether a method treats robust modules differently from others."""
+    return find_defense(settings.method).needs_manifest
+
+
+def do(job: Job, config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> None:
+    """Do a job; importable, so that a worker process can be sent here."""
+    if job.kind == START:
+        evaluate_start_model(config, folder, progress)
+    elif job.kind == ANALYSIS:
+        analyze(config, folder, progress)
+    elif job.kind == SEARCH:
+        search(config, folder, progress)
+    else:
+        assert job.cell is not None
+        train_and_evaluate(config, folder, *job.cell, progress)
+
+
+def evaluate_start_model(config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> None:
+    """Evaluate the untouched model.
+
+    Raises:
+        StartModelError: If it does not refuse.
+    """
+    scores = evaluate(models.load(config.model), folder.start, config.evaluation, progress)
+    require_refusing_start_model(scores, config.evaluation)
+
+
+def analyze(config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> None:
+    """Score every module's robustness."""
+    probes = load_probes(config.probes, config.model.name)
+    report = analyze_robustness(models.load(config.model), probes, config.analysis, progress)
+    write_json(folder.robustness, report)
+
+
+def search(config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> None:
+    """Find the robust modules, and make the control sets; the manifest comes last, as it marks the job as complete."""
+    report = read_artifact(folder.robustness, RobustnessReport)
+    model = models.load(config.model)
+    models.check_same_model(report.model, model.identity, str(folder.robustness))
+    probes = load_probes(config.probes, config.model.name)
+    result = search_robust_modules(model, probes, report, config.search, count_decided(report, progress))
+    write_trace(folder.search_trace, result)
+    probe = fit_probe(model, probes, config.search.batch_size)
+    test = JointTest(model, probes.score_harmful, probe.classifier, config.search)
+    for kind in CONTROLS:
+        write_json(folder.manifest(kind), control_set(report, result.manifest, kind, config.search.seed, test))
+    write_json(folder.manifest("searched"), result.manifest)
+
+
+def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: int, progress: ProgressCallback) -> None:
+    """Fine-tune with one method and seed, and evaluate the result."""
+    cell = folder.cell(label, seed)
+    settings = config.training_for(label, seed)
+    train(settings, config.model, config.data, cell, _manifest(settings, folder), progress)
+    tuned = config.model.model_copy(update={"name": str(cell / "model"), "revision": None})
+    evaluate(models.load(tuned), folder.cell_scores(label, seed).parent, config.evaluation, progress)
+
+
+def _manifest(settings: TrainingSettings, folder: RunFolder) -> RobustModules | None:
+    if not needs_manifest(settings):
+        return None
+    path = folder.manifest(settings.modules) if needs_search(settings) else Path(settings.modules)
+    return read_artifact(path, RobustModules)
+
+
+def count_decided(report: RobustnessReport, progress: ProgressCallback) -> Callable[[dict[str, Any]], None]:
+    """Return what the search calls at each step, to tell how many modules are decided."""
+    decided = 0
+
+    def on_step(step: dict[str, Any]) -> None:
+        nonlocal decided
+        if step["decision"] != "halved":
+            decided += len(step["candidates"])
+        progress("modules decided", decided, len(report.modules))
+
+    return on_step
+
+
+def write_trace(path: Path, result: SearchResult) -> None:
+    """Write every step of a search, as JSON lines."""
+    rows = (json.dumps(step, ensure_ascii=False) for step in result.trace)
+    write_text(path, "".join(f"{row}\n" for row in rows))

@@ -1,0 +1,202 @@
+"""Everything about a training that can be known to be wrong before the model's weights are loaded."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from securetune.artifacts import RobustModules, TrainingInputs, read_artifact, sha256_json
+from securetune.config import ModelSettings, TrainingSettings
+from securetune.data.conversations import Conversation, read_conversations
+from securetune.defenses import Defense, find_defense
+from securetune.errors import ArtifactError, ConfigError, InputError, ProblemList
+from securetune.models import check_model
+from securetune.training.encoding import conversations_hash
+
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+"""transformers' schedules that need nothing but a number of steps."""
+
+_SEED_LIMIT = 2**31  # numpy takes 32 bits, and a phase may add an offset
+
+INPUTS_FILE = "training_inputs.json"
+RESULT_FILE = "training.json"
+MODULE_SETS = ("searched", "sensitive", "random")
+
+
+@dataclass(frozen=True)
+class CheckedTraining:
+    """What a training needs, read and found usable.
+
+    Attributes:
+        defense: The method.
+        conversations: The training data, as given.
+        manifest: Mods_Rob, or None.
+        manifest_name: Where it came from, for messages.
+        inputs: Identity of all of this, for the output folder.
+    """
+
+    defense: Defense
+    conversations: Sequence[Conversation]
+    manifest: RobustModules | None
+    manifest_name: str
+    inputs: TrainingInputs
+
+
+def check_training(
+    settings: TrainingSettings,
+    model: ModelSettings,
+    data: str | Path | Sequence[Conversation],
+    out: Path,
+    manifest: RobustModules | None = None,
+) -> CheckedTraining:
+    """Check a training, and read what it needs but the weights.
+
+    Args:
+        settings: How to train.
+        model: The start model.
+        data: A file, the name of embedded data, or conversations.
+        out: Output folder.
+        manifest: Mods_Rob; None reads the file that `settings.modules` names, if it names one.
+
+    Raises:
+        InputError: With every problem found.
+    """
+    problems = ProblemList()
+    defense = conversations = None
+    with problems.collect():
+        defense = find_defense(settings.method)
+    problems.found += setting_problems(settings, model)
+    problems.found += check_model(model)
+    with problems.collect():
+        conversations = read_conversations(data) if isinstance(data, str | Path) else data
+    with problems.collect():
+        manifest = manifest or _manifest_of(settings)
+        _check_manifest(manifest, settings, defense)
+    inputs = training_inputs(settings, model, conversations, manifest) if conversations is not None else None
+    with problems.collect():
+        check_output_folder(out, inputs)
+    problems.raise_if_any(InputError)
+    assert defense is not None
+    assert conversations is not None
+    assert inputs is not None
+    name = "the manifest" if settings.modules in MODULE_SETS else settings.modules
+    return CheckedTraining(defense, conversations, manifest, name, inputs)
+
+
+def training_inputs(
+    settings: TrainingSettings,
+    model: ModelSettings,
+    conversations: Sequence[Conversation],
+    manifest: RobustModules | None,
+) -> TrainingInputs:
+    """Describe what a training is asked for."""
+    return TrainingInputs(
+        settings=settings.model_dump(mode="json"),
+        model=model.model_dump(mode="json"),
+        data_hash=conversations_hash(conversations),
+        modules_hash=sha256_json(manifest.model_dump(mode="json")) if manifest else None,
+    )
+
+
+def check_output_folder(out: Path, inputs: TrainingInputs | None) -> None:
+    """Refuse a folder that holds something else; one that holds this training may go on.
+
+    Args:
+        out: The folder.
+        inputs: What the training was asked for, or None if that could not be read.
+
+    Raises:
+        ConfigError: If it is a file, or holds another training, or a run.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: the output must be a folder; got a file")
+    if (out / INPUTS_FILE).exists():
+        found = read_artifact(out / INPUTS_FILE, TrainingInputs)
+        differing = _differences(found, inputs) if inputs else []
+        if differing:
+            raise ConfigError(
+                f"{out}: holds another training run (it differs in {', '.join(differing)}). "
+                "Choose another folder, or delete this one."
+            )
+        return
+    taken = [name for name in (RESULT_FILE, "model", "phases", "run.json") if (out / name).exists()]
+    if taken:
+        raise ConfigError(f"{out}: holds another run ({taken[0]}). Choose another folder, or delete this one.")
+
+
+def _differences(found: TrainingInputs, wanted: TrainingInputs) -> list[str]:
+    names = {"data_hash": "data", "modules_hash": "modules"}
+    if found.identity and wanted.identity and found.identity != wanted.identity:
+        names["identity"] = "the weights of the start model"
+    differing = []
+    for field in ("settings", "model"):
+        old, new = getattr(found, field), getattr(wanted, field)
+        prefix = "training" if field == "settings" else "model"
+        differing += [f"{prefix}.{key}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return differing + [names[field] for field in names if getattr(found, field) != getattr(wanted, field)]
+
+
+def setting_problems(settings: TrainingSettings, model: ModelSettings) -> list[str]:
+    """Return what is wrong with the settings by themselves, one sentence each."""
+    problems = []
+    if settings.lr_scheduler_type not in SCHEDULES:
+        near = difflib.get_close_matches(settings.lr_scheduler_type, SCHEDULES, n=1, cutoff=0.5)
+        hint = f'Did you mean "{near[0]}"?' if near else f"Schedules: {', '.join(SCHEDULES)}."
+        problems.append(f'lr_scheduler_type "{settings.lr_scheduler_type}" is unknown. {hint}')
+    if settings.warmup_steps >= 1 and settings.warmup_steps != int(settings.warmup_steps):
+        problems.append(f"warmup_steps must be a share below 1 or a whole number; got {settings.warmup_steps}")
+    if not 0 <= settings.seed < _SEED_LIMIT:
+        problems.append(f"seed must be in [0, {_SEED_LIMIT:,}); got {settings.seed}")
+    if settings.tune == "lora" and not settings.lora.target_types:
+        problems.append("lora.target_types must name at least one module type; got none")
+    if settings.tune == "full" and model.dtype == "float16":
+        problems.append('model.dtype "float16" cannot be trained in full: updates vanish. Use "float32" or "bfloat16".')
+    if settings.tune == "lora" and (Path(model.name) / "adapter_config.json").exists():
+        problems.append(f"{model.name}: is an adapter itself; merge it into its start model before adding another")
+    if (device_index := model.device.partition("cuda:")[2]) not in ("", "0"):
+        problems.append(
+            f'model.device "{model.device}": training takes the first GPU; set CUDA_VISIBLE_DEVICES={device_index}'
+        )
+    if settings.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        problems.append("bf16: this GPU has no bfloat16. Leave it out, or set it to false.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        problems.append("training runs in one process; start it without a distributed launcher")
+    return problems
+
+
+def _manifest_of(settings: TrainingSettings) -> RobustModules | None:
+    """Read the manifest that the settings name as a file; the names of sets are for the pipeline to resolve."""
+    if settings.modules in MODULE_SETS:
+        return None
+    return read_artifact(Path(settings.modules), RobustModules)
+
+
+def _check_manifest(manifest: RobustModules | None, settings: TrainingSettings, defense: Defense | None) -> None:
+    if defense is None or not defense.needs_manifest:
+        return
+    if manifest is None:
+        raise ArtifactError(
+            f'method "{defense.name}" needs the robust modules: give the file that `securetune search` writes '
+            "(modules: robust_modules.json)"
+        )
+    types = sorted({module.type for module in manifest.modules})
+    if not types:
+        raise ArtifactError("the manifest names no module at all; search with a larger tolerance")
+    if settings.tune == "lora" and not set(types) & set(settings.lora.target_types):
+        raise ConfigError(
+            f"lora.target_types ({', '.join(settings.lora.target_types)}) must include one of the manifest's module "
+            f"types ({', '.join(types)}): otherwise no robust module can learn"
+        )

@@ -1,0 +1,89 @@
+"""Which parameters belong to the robust modules, which to the others, under full tuning and under LoRA alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from securetune.artifacts import RobustModules
+from securetune.config import TrainingSettings
+from securetune.defenses import Defense, ParameterSets
+from securetune.errors import ArtifactError, ConfigError
+from securetune.models import ProjectionModule
+
+PEFT_PREFIX = "base_model.model."
+
+
+def owner_of(parameter_name: str, module_names: set[str]) -> str | None:
+    """Return the module that a parameter belongs to, or None for embeddings, norms and the head.
+
+    PEFT puts a prefix before the path and the adapter's own names after it: a search for
+    `layers.0.self_attn.q_proj.weight` would match none of its parameters, without any error.
+
+    Example:
+        >>> owner_of("base_model.model.layers.0.up_proj.lora_A.default.weight", {"layers.0.up_proj"})
+        'layers.0.up_proj'
+    """
+    path = parameter_name.removeprefix(PEFT_PREFIX)
+    while path:
+        path = path.rpartition(".")[0]
+        if path in module_names:
+            return path
+    return None
+
+
+def split_parameters(
+    model: nn.Module,
+    modules: Sequence[ProjectionModule],
+    manifest: RobustModules | None,
+    settings: TrainingSettings,
+    defense: Defense,
+) -> ParameterSets:
+    """Split the trainable parameters by the manifest.
+
+    Args:
+        model: The model to train; what requires a gradient now is what may train.
+        modules: Its projections.
+        manifest: Mods_Rob, or None: everything is the rest.
+        settings: For `other_parameters`.
+        defense: One that needs a manifest needs both sets.
+
+    Raises:
+        ArtifactError: If the manifest names modules that the model does not have.
+        ConfigError: If a set that the defense needs has no parameter.
+    """
+    names = {module.name for module in modules}
+    robust_modules = {module.name for module in manifest.modules} if manifest else set()
+    unknown = sorted(robust_modules - names)
+    if unknown:
+        raise ArtifactError(
+            f"the manifest names {len(unknown)} modules that the model does not have: {', '.join(unknown[:3])}"
+        )
+    robust, rest = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        owner = owner_of(name, names)
+        if owner in robust_modules or (owner is None and settings.other_parameters == "robust"):
+            robust.append(name)
+        elif owner is not None or settings.other_parameters == "rest":
+            rest.append(name)
+    sets = ParameterSets(tuple(robust), tuple(rest)) if manifest else ParameterSets((), tuple(robust + rest))
+    _require_sets(sets, robust_modules, settings, defense)
+    return sets
+
+
+def _require_sets(sets: ParameterSets, robust_modules: set[str], settings: TrainingSettings, defense: Defense) -> None:
+    if defense.needs_manifest and not sets.robust:
+        raise ConfigError(
+            f"{defense.name}: none of the manifest's {len(robust_modules)} modules has a trainable parameter"
+            + (f"; lora.target_types are {', '.join(settings.lora.target_types)}" if settings.tune == "lora" else "")
+        )
+    if defense.needs_manifest and not sets.rest:
+        raise ConfigError(
+            f"{defense.name}: the manifest covers everything that may train, so nothing is left to protect. Use a "
+            'smaller search.target_fraction, or method "ift".'
+        )
+    if not sets.all:
+        raise ConfigError("nothing may train: no parameter requires a gradient")

@@ -1,0 +1,157 @@
+"""TRL's `SFTTrainer` for one phase: parameter groups, freezing, and checkpoints that are complete or absent."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl import SFTTrainer
+
+from securetune.artifacts import read_json, write_json
+from securetune.defenses import Defense, Phase
+from securetune.errors import ConfigError
+from securetune.training.weights import load_weights, save_weights
+
+_COMPLETE = "complete.json"
+_WEIGHTS = "weights.safetensors"
+
+
+class PhaseTrainer(SFTTrainer):
+    """Trains one phase and nothing else: a second phase is a second trainer, with an optimizer and schedule of its own.
+
+    Changing what may train during a run fails in silence (the optimizer never hears of it), breaks distributed wrappers
+    and carries Adam's state over; two complete runs do not.
+
+    Args:
+        phase: What trains, at which rates; every other parameter is frozen, before the optimizer is made.
+        defense: For its part in the loss.
+        **arguments: Those of `SFTTrainer`.
+    """
+
+    def __init__(self, *, phase: Phase, defense: Defense, **arguments: Any) -> None:
+        self._phase = phase
+        self._defense = defense
+        self._trained_names = frozenset(name for group in phase.groups for name in group.parameter_names)
+        freeze_all_but(arguments["model"], self._trained_names)
+        self.seconds_before = 0.0
+        self.seconds = 0.0
+        super().__init__(**arguments)
+
+    @property
+    def network(self) -> nn.Module:
+        """The model itself, without any wrapper of a distributed engine."""
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints lie."""
+        return Path(str(self.args.output_dir))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make AdamW with the phase's groups, each split by weight decay as transformers does.
+
+        Raises:
+            ConfigError: If a name of a group matches no parameter, or one is in two groups.
+        """
+        if self.optimizer is None:
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(self._optimizer_groups(model or self.network), **arguments)
+        return self.optimizer
+
+    def _optimizer_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        decayed = set(self.get_decay_parameter_names(model))
+        _require_exact_cover(self._phase, set(parameters))
+        groups = []
+        for group in self._phase.groups:
+            for decays in (True, False):
+                names = [name for name in group.parameter_names if (name in decayed) == decays]
+                if names:  # DeepSpeed fails on an empty group
+                    groups.append(
+                        {
+                            "params": [parameters[name] for name in names],
+                            "lr": group.learning_rate,
+                            "weight_decay": self.args.weight_decay if decays else 0.0,
+                            "group_name": group.name,
+                        }
+                    )
+        return groups
+
+    def current_rates(self) -> dict[str, float]:
+        """Return each group's learning rate; the Trainer's own log shows that of the first only."""
+        assert self.optimizer is not None
+        return {group["group_name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return TRL's loss, changed by the defense."""
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return found if return_outputs else self._defense.adjust_loss(found, self.network, inputs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        save_weights(self.network, self._trained_names, Path(output_dir or self.folder) / _WEIGHTS)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, mark it complete, and only then remove the one before."""
+        super()._save_checkpoint(model, trial)
+        newest = self.folder / f"checkpoint-{self.state.global_step}"
+        write_json(newest / _COMPLETE, {"step": self.state.global_step, "seconds": self.seconds_before + self.seconds})
+        for other in self.folder.glob("checkpoint-*"):
+            if other != newest:
+                remove_checkpoint(other)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # PEFT's own loading would unfreeze every adapter, also those that this phase freezes.
+        load_weights(self.network, Path(resume_from_checkpoint) / _WEIGHTS)
+
+    def create_model_card(self, *arguments: Any, **named: Any) -> None:
+        """Write none: TRL would write one beside each checkpoint."""
+
+    def _send_telemetry(self) -> None:
+        """Send none, whatever the environment says."""
+
+
+def freeze_all_but(model: nn.Module, names: frozenset[str]) -> None:
+    """Let the named parameters require a gradient, and no other."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+
+
+def _require_exact_cover(phase: Phase, trainable: set[str]) -> None:
+    listed = [name for group in phase.groups for name in group.parameter_names]
+    for group in phase.groups:
+        missing = [name for name in group.parameter_names if name not in trainable]
+        if missing or not group.parameter_names:
+            raise ConfigError(
+                f'phase "{phase.name}": group "{group.name}" must match trainable parameters only; it has '
+                f"{len(group.parameter_names)} names, of which {len(missing)} match none, such as {missing[:1]}"
+            )
+    if len(listed) != len(set(listed)) or set(listed) != trainable:
+        raise ConfigError(f'phase "{phase.name}": each trainable parameter must be in exactly one group')
+
+
+def complete_checkpoint(folder: Path) -> tuple[Path, int, float] | None:
+    """Return the last complete checkpoint with its step and the seconds spent so far; remove half-written ones."""
+    found = None
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+        if (path / _COMPLETE).exists():
+            content = read_json(path / _COMPLETE)
+            found = (path, int(content["step"]), float(content["seconds"]))
+        else:
+            shutil.rmtree(path)
+    return found
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint, its mark first: what is left of it after a kill must not look complete."""
+    (folder / _COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(folder)

@@ -1,0 +1,108 @@
+"""How far training moved the weights, inside Mods_Rob and outside: whether the warm-up did what it is said to do."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from securetune.artifacts import UpdateNorm, WeightUpdate
+from securetune.models import ProjectionModule
+from securetune.training.parameters import PEFT_PREFIX, owner_of
+
+Snapshot = dict[str, Tensor]
+"""Parameter name → its values, on the CPU."""
+
+
+class _Squares(NamedTuple):
+    update: float
+    weight: float
+
+
+def take_snapshot(model: nn.Module) -> Snapshot:
+    """Copy the weights that can change to the CPU: all of them, or under LoRA the adapters.
+
+    The copy of a fully tuned model takes its size once more in CPU memory.
+    """
+    adapters_only = isinstance(model, PeftModel)
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if not adapters_only or ".lora_" in name
+    }
+
+
+def measure_update(
+    model: nn.Module, before: Snapshot, modules: Sequence[ProjectionModule], robust_modules: set[str]
+) -> WeightUpdate:
+    """Compare the weights with an earlier snapshot of them.
+
+    Args:
+        model: The model as it is now.
+        before: Its earlier weights.
+        modules: Its projections, as they were mapped before adapters were added.
+        robust_modules: Names of the modules in Mods_Rob.
+    """
+    names = {module.name for module in modules}
+    squares: dict[str, list[_Squares]] = defaultdict(list)
+    if isinstance(model, PeftModel):
+        changes = _adapter_changes(model, before, modules)
+    else:
+        changes = _changes(model, before, names)
+    for owner, found in changes:
+        squares[owner].append(found)
+    inside = [one for owner in squares if owner in robust_modules for one in squares[owner]]
+    outside = [one for owner in squares if owner in names - robust_modules for one in squares[owner]]
+    relative = {module.name: _norm(squares[module.name]) for module in modules if module.name in squares}
+    return WeightUpdate(
+        inside=_norm(inside),
+        outside=_norm(outside),
+        other=_norm(squares.get("", [])),
+        modules={name: norm.relative for name, norm in relative.items() if norm is not None},
+    )
+
+
+def _changes(model: nn.Module, before: Snapshot, names: set[str]) -> Iterator[tuple[str, _Squares]]:
+    """Yield each parameter's owner ("" for none) and its squared norms."""
+    for name, parameter in model.named_parameters():
+        old = before[name]
+        new = parameter.detach().to("cpu")
+        yield owner_of(name, names) or "", _Squares(_square(new.double() - old.double()), _square(old))
+
+
+def _adapter_changes(
+    model: PeftModel, before: Snapshot, modules: Sequence[ProjectionModule]
+) -> Iterator[tuple[str, _Squares]]:
+    """Yield each adapted module and the squared norms of the change of scale·B·A and of the base weight."""
+    now = {name: parameter.detach().to("cpu") for name, parameter in model.named_parameters() if ".lora_" in name}
+    for module in modules:
+        path = PEFT_PREFIX + module.name
+        down, up = f"{path}.lora_A.default.weight", f"{path}.lora_B.default.weight"
+        if down not in now:
+            continue
+        layer = model.get_submodule(path)
+        assert isinstance(layer, LoraLayer)
+        change = now[up].double() @ now[down].double() - before[up].double() @ before[down].double()
+        scale = float(layer.scaling["default"])
+        yield (
+            module.name,
+            _Squares(scale**2 * _square(change), _square(model.get_parameter(f"{path}.base_layer.weight").detach())),
+        )
+
+
+def _square(values: Float[Tensor, "*shape"]) -> float:
+    return float(values.double().square().sum())
+
+
+def _norm(squares: Iterable[_Squares]) -> UpdateNorm | None:
+    found = list(squares)
+    if not found:
+        return None
+    update, weight = math.fsum(one.update for one in found), math.fsum(one.weight for one in found)
+    return UpdateNorm(absolute=math.sqrt(update), relative=math.sqrt(update / weight) if weight else 0.0)

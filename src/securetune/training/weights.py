@@ -1,0 +1,44 @@
+"""Weights by name in one safetensors file: checkpoints within a phase, and what one phase hands to the next.
+
+Only what the phase trains is written: under LoRA the adapters, in the warm-up Mods_Rob. Values are stored as they are
+in memory, so that a training that goes on from a file ends as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from securetune.errors import RunError
+
+
+def save_weights(model: nn.Module, names: Iterable[str], path: Path) -> None:
+    """Write parameters so that `path` is either absent or complete."""
+    wanted = set(names)
+    tensors = {name: p.detach().contiguous() for name, p in model.named_parameters() if name in wanted}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    save_file(tensors, beside)
+    os.replace(beside, path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Copy the file's values into the parameters of the same names.
+
+    Raises:
+        RunError: If the file has a parameter that the model has not, or in another shape or precision.
+    """
+    parameters = dict(model.named_parameters())
+    with safe_open(path, framework="pt") as file, torch.no_grad():
+        for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            values = file.get_tensor(name)
+            target = parameters.get(name)
+            if target is None or target.shape != values.shape or target.dtype != values.dtype:
+                raise RunError(f"{path}: {name} does not fit the model. Delete the output folder and start again.")
+            target.copy_(values)

@@ -1,0 +1,60 @@
+"""Progress: on stderr only, and a few plain lines where there is no terminal."""
+
+import io
+import sys
+
+from securetune.cli.display import RunDisplay, StageDisplay
+
+
+def run_some_stages(display):
+    with display:
+        display.run_began(1, 3)
+        display.stage_began("analysis")
+        display.stage_progressed("analysis", "sweep", 5, 10)
+        display.stage_ended("analysis", 12.4, None)
+        display.stage_began("methods/ift/seed-0")
+        display.stage_ended("methods/ift/seed-0", 3.0, "disk\x1b[2J full")
+        display.stage_began("report")
+        display.stage_ended("report", 1.0, None)
+
+
+def test_a_log_gets_one_line_a_stage(capsys):
+    """Without a terminal a run prints one line for each stage that ended, on stderr, with its error if it failed."""
+    run_some_stages(RunDisplay())
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.partition("] ")[2] for line in captured.err.splitlines()] == [
+        "1 of 3 stages are complete already",
+        "analysis: complete after 12 s (2 of 3)",
+        "methods/ift/seed-0: FAILED: disk\ufffd[2J full after 3 s (3 of 3)",
+        "report: written",
+    ]
+
+
+def test_a_log_gets_two_lines_a_task(capsys):
+    """Without a terminal a stage prints one line when something begins and one when it is finished."""
+    with StageDisplay() as progress:
+        for done in range(11):
+            progress("sweep", done, 10)
+        progress("other", 1, 2)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == ["sweep: 0 of 10", "sweep: 10 of 10", "other: 1 of 2"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_gets_bars(monkeypatch, capsys):
+    """On a terminal there are bars, still on stderr, and the lines of what ended stay above them."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    run_some_stages(RunDisplay())
+    with StageDisplay() as progress:
+        progress("sweep", 1, 10)
+        progress("sweep", 10, 10)
+    shown = sys.stderr.getvalue()
+    assert "analysis: complete after 12 s (2 of 3)" in shown
+    assert "sweep" in shown
+    assert capsys.readouterr().out == ""

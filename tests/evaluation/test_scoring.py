@@ -1,0 +1,118 @@
+"""Rates, means and their intervals."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from securetune.artifacts import RateEstimate, Response, Verdict
+from securetune.data.prompts import Prompt
+from securetune.evaluation.judges import find_judge
+from securetune.evaluation.scoring import judge_responses, mark_task, mean_estimate, score_suite, score_task
+from securetune.evaluation.suites import Suite, SuiteKind
+from securetune.evaluation.tasks import Task
+
+ANSWERS = ["I cannot do that .", "okay . take the rope .", "", "I apologize .", "go go go"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 57, 171, 1000])
+def test_rates_have_wilson_intervals(count: int) -> None:
+    """The interval of a share is SciPy's Wilson interval, at the ends too."""
+    for successes in sorted({0, 1, count // 3, count // 2, count - 1, count} & set(range(count + 1))):
+        ours = RateEstimate.from_counts(successes, count)
+        reference = binomtest(successes, count).proportion_ci(0.95, method="wilson")
+        assert ours.value == successes / count
+        assert (ours.low, ours.high) == pytest.approx((reference.low, reference.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "count"), [(0, 0), (-1, 3), (4, 3)])
+def test_a_rate_over_no_data_raises(successes: int, count: int) -> None:
+    """No data has no rate: never 0.0."""
+    with pytest.raises(ValueError, match="a rate needs 0 ≤ successes ≤ count and count ≥ 1; got"):
+        RateEstimate.from_counts(successes, count)
+
+
+def test_means_have_bootstrap_intervals() -> None:
+    """The mean's interval agrees with the normal one for many ratings, stays on the scale, and is reproducible."""
+    ratings = [1] * 150 + [5] * 50
+    ours = mean_estimate(ratings)
+    half = 1.96 * np.std(ratings) / np.sqrt(len(ratings))
+    assert ours.value == 2.0
+    assert (ours.low, ours.high) == pytest.approx((2.0 - half, 2.0 + half), abs=0.05)
+    assert mean_estimate(ratings) == ours
+    assert 1.0 <= mean_estimate([1, 1, 5]).low <= mean_estimate([1, 1, 5]).high <= 5.0
+
+
+def test_a_mean_over_no_data_raises() -> None:
+    """No rating has no mean."""
+    with pytest.raises(ValueError, match="at least one rating"):
+        mean_estimate([])
+
+
+def make_suite(kind: SuiteKind) -> Suite:
+    prompts = [
+        Prompt(str(i), ({"role": "user", "content": f"p{i}"},), {"action": "steal", "object": "car"}) for i in range(5)
+    ]
+    return Suite("ours", kind, None, tuple(prompts))
+
+
+def respond(suite: Suite | Task, answers: list[str]) -> list[Response]:
+    problems = {"": "empty", "go go go": "looping"}
+    return [
+        Response(
+            id=prompt.id,
+            prompt=prompt.text,
+            messages=[dict(message) for message in prompt.messages],
+            metadata={},
+            response=answer,
+            new_tokens=3,
+            problem=problems.get(answer),
+            verdicts={},
+        )
+        for prompt, answer in zip(suite.prompts, answers, strict=True)
+    ]
+
+
+def test_harmful_suites_have_attack_success_rates() -> None:
+    """ASR and refusal rate add up for a keyword judge, ratings come from the oracle, junk is counted apart."""
+    suite = make_suite("harmful")
+    judges = [find_judge("keywords-shallow"), find_judge("tiny-world-oracle")]
+    scores = score_suite(suite, judge_responses(suite, respond(suite, ANSWERS), judges))
+    assert scores.refusal_rate["keywords-shallow"].value == 0.4
+    assert scores.attack_success_rate["keywords-shallow"].value == 0.6
+    assert scores.attack_success_rate["tiny-world-oracle"].value == 0.0
+    assert set(scores.harmfulness) == {"tiny-world-oracle"}
+    assert scores.harmfulness["tiny-world-oracle"].value == pytest.approx((1 + 2 + 2 + 1 + 2) / 5)
+    assert (scores.problems.empty, scores.problems.looping, scores.problems.truncated) == (1, 1, 0)
+    assert scores.unusable_successes == {"keywords-shallow": 2, "tiny-world-oracle": 0}
+
+
+def test_harmless_suites_have_refusal_rates_only() -> None:
+    """On harmless prompts a refusal is an over-refusal, and there is neither an ASR nor a harmfulness."""
+    suite = make_suite("harmless")
+    judges = [find_judge("keywords-shallow"), find_judge("tiny-world-oracle")]
+    scores = score_suite(suite, judge_responses(suite, respond(suite, ANSWERS), judges))
+    assert scores.refusal_rate["keywords-shallow"].value == 0.4
+    assert (scores.attack_success_rate, scores.harmfulness, scores.unusable_successes) == ({}, {}, {})
+
+
+def test_verdicts_are_replaced_not_mixed() -> None:
+    """Judging again with other judges leaves only the new verdicts."""
+    suite = make_suite("harmful")
+    old = [
+        r.model_copy(update={"verdicts": {"old": Verdict(refused=True, attack_succeeded=False)}})
+        for r in respond(suite, ANSWERS)
+    ]
+    judged = judge_responses(suite, old, [find_judge("keywords-qi")])
+    assert all(set(response.verdicts) == {"keywords-qi"} for response in judged)
+
+
+def test_task_accuracy_is_exact_match() -> None:
+    """A task's accuracy is the share of answers that equal the expected ones; each row says what was expected."""
+    prompts = [Prompt(str(i), ({"role": "user", "content": "q"},), {"answer": f"answer {i}"}) for i in range(4)]
+    task = Task("ours", tuple(prompts))
+    marked = mark_task(task, respond(task, ["answer 0", "answer  1 ", "answer 3", ""]))
+    assert [response.correct for response in marked] == [True, True, False, False]
+    assert [response.expected for response in marked] == [f"answer {i}" for i in range(4)]
+    scores = score_task(task, marked)
+    assert scores.accuracy == RateEstimate.from_counts(2, 4)
+    assert scores.problems.empty == 1

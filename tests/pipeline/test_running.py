@@ -1,0 +1,200 @@
+"""The order of a run: dependencies, isolated failures, and going on. The jobs are fakes that run at once."""
+
+import pytest
+
+from securetune.artifacts import RunRecord, read_artifact, write_text
+from securetune.config import check_run_config
+from securetune.errors import InputError, RunError, StartModelError
+from securetune.pipeline import running
+from securetune.pipeline.folder import RunFolder
+from securetune.pipeline.jobs import list_jobs
+from securetune.progress import RunObserver
+from securetune.workers import Ended, Progressed
+
+CELLS = ["methods/ift/seed-0", "methods/swat/seed-0", "methods/ift/seed-1", "methods/swat/seed-1"]
+
+
+class FakePool:
+    """Runs each job when its events are asked for; two at a time, the later one first."""
+
+    def __init__(self, workers, threads, logs):
+        self.running = []
+        self.jobs = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.jobs.clear()
+
+    @property
+    def has_idle_worker(self):
+        return len(self.jobs) < 2
+
+    def start(self, name, function, *arguments):
+        self.jobs.append((name, function, arguments))
+        self.running.append(name)
+
+    def events(self):
+        name, function, arguments = self.jobs.pop()
+        self.running.remove(name)
+        yield Progressed(name, "work", 1, 1)
+        try:
+            function(*arguments, None)
+        except Exception as error:
+            yield Ended(name, error)
+        else:
+            yield Ended(name, None)
+
+
+class Recorder(RunObserver):
+    def __init__(self):
+        self.ended = []
+        self.found = None
+
+    def run_began(self, complete, total):
+        self.found = (complete, total)
+
+    def stage_ended(self, name, seconds, error):
+        self.ended.append((name, error))
+
+
+class FakeRun:
+    """A run whose jobs only note that they were done, or fail as they are told."""
+
+    def __init__(self, path, monkeypatch):
+        self.config = check_run_config({"data": "tiny-world", "methods": {"ift": {}, "swat": {}}, "seeds": [0, 1]})
+        self.folder = RunFolder(path)
+        self.done = []
+        self.failures = {}
+        monkeypatch.setattr(running, "WorkerPool", FakePool)
+        monkeypatch.setattr(running, "check_run", lambda config, folder: config.evaluation)
+        monkeypatch.setattr(running, "do", self.do)
+        monkeypatch.setattr(running._Run, "_write_report", lambda run: self.done.append("report"))
+
+    def do(self, job, config, folder, progress):
+        for needed in job.needs:
+            assert needed in self.done, f"{job.name} began before {needed} was complete"
+        if job.name in self.failures:
+            raise self.failures[job.name]
+        write_text(job.marker, "complete")
+        self.done.append(job.name)
+
+    def start(self):
+        self.observer = Recorder()
+        return running.run(self.config, self.folder.path, self.observer)
+
+    @property
+    def record(self):
+        return read_artifact(self.folder.record, RunRecord)
+
+
+@pytest.fixture
+def fake_run(tmp_path, monkeypatch):
+    return FakeRun(tmp_path / "run", monkeypatch)
+
+
+def test_every_job_is_done_once(fake_run):
+    """A run does the start model, the analysis, the search, every cell and then the report."""
+    assert fake_run.start() == fake_run.folder.report
+    assert sorted(fake_run.done) == sorted(["start", "analysis", "search", *CELLS, "report"])
+    assert fake_run.done[-1] == "report"
+    assert fake_run.record.status == "complete"
+    assert {stage.state for name, stage in fake_run.record.stages.items() if name != "report"} == {"complete"}
+
+
+def test_jobs_begin_with_the_start_model_and_go_seed_by_seed(fake_run):
+    """The start model is first, since nothing matters if it does not refuse; then one seed of every method."""
+    jobs = list_jobs(fake_run.config, fake_run.folder)
+    assert [job.name for job in jobs] == ["start", "analysis", "search", *CELLS]
+    assert {job.name: job.needs for job in jobs if job.cell} == {
+        "methods/ift/seed-0": (),
+        "methods/swat/seed-0": ("search",),
+        "methods/ift/seed-1": (),
+        "methods/swat/seed-1": ("search",),
+    }
+
+
+def test_a_failed_cell_is_isolated(fake_run):
+    """One cell's failure leaves all others complete and reported; the run ends with an error that names it."""
+    fake_run.failures["methods/swat/seed-0"] = RuntimeError("loss is\nnot a number")
+    with pytest.raises(RunError, match=r"methods/swat/seed-0 failed: RuntimeError: loss is not a number\n1 of 7 jobs"):
+        fake_run.start()
+    assert set(fake_run.done) == {"start", "analysis", "search", "report", *CELLS} - {"methods/swat/seed-0"}
+    assert fake_run.record.status == "failed"
+    assert fake_run.record.stages["methods/swat/seed-0"].error == "RuntimeError: loss is not a number"
+
+
+def test_a_failed_cell_is_tried_again(fake_run):
+    """The next start does the failed cell alone, and the run is then complete."""
+    fake_run.failures["methods/swat/seed-0"] = RunError("disk full")
+    with pytest.raises(RunError, match="disk full"):
+        fake_run.start()
+    fake_run.failures.clear()
+    done_before = len(fake_run.done)
+    fake_run.start()
+    assert fake_run.done[done_before:] == ["methods/swat/seed-0", "report"]
+    assert fake_run.observer.found == (6, 7)
+    assert fake_run.record.status == "complete"
+    assert fake_run.record.stages["methods/swat/seed-0"].error is None
+
+
+@pytest.mark.parametrize("stage", ["start", "analysis", "search"])
+def test_a_failed_stage_stops_the_run(fake_run, stage):
+    """Without start model, analysis or search there is nothing to compare, so its error ends the run as it is."""
+    fake_run.failures[stage] = StartModelError("it does not refuse")
+    with pytest.raises(StartModelError, match="it does not refuse"):
+        fake_run.start()
+    assert "report" not in fake_run.done
+    assert fake_run.record.status == "failed"
+    assert fake_run.record.stages[stage].state == "failed"
+
+
+def test_an_interrupted_run_goes_on(fake_run):
+    """Ctrl-C leaves the jobs under way waiting, and the next start does what is left."""
+    fake_run.failures["methods/ift/seed-1"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        fake_run.start()
+    assert fake_run.record.status == "interrupted"
+    assert "running" not in {stage.state for stage in fake_run.record.stages.values()}
+    fake_run.failures.clear()
+    fake_run.start()
+    assert len(fake_run.done) == len(set(fake_run.done)) == 8
+    assert fake_run.record.status == "complete"
+
+
+def test_a_complete_run_is_not_repeated(fake_run):
+    """Starting a complete run again only writes the report anew."""
+    fake_run.start()
+    fake_run.done.clear()
+    fake_run.start()
+    assert fake_run.done == ["report"]
+    assert fake_run.observer.found == (7, 7)
+
+
+def test_a_result_that_was_removed_is_made_again(fake_run):
+    """What needs a removed result waits until it is there again."""
+    fake_run.start()
+    fake_run.folder.manifest("searched").unlink()
+    fake_run.folder.cell_scores("swat", 0).unlink()
+    fake_run.done.remove("search")
+    fake_run.start()
+    assert fake_run.done[-3:] == ["search", "methods/swat/seed-0", "report"]
+
+
+def test_the_seconds_of_several_starts_add_up(fake_run):
+    """The run's wall time is that of all its starts."""
+    fake_run.start()
+    first = fake_run.record.seconds
+    fake_run.start()
+    assert fake_run.record.seconds >= first
+
+
+def test_another_run_in_the_folder_is_refused(fake_run, monkeypatch, tmp_path):
+    """The checks come before anything is written."""
+    monkeypatch.undo()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "other.txt").write_text("")
+    with pytest.raises(InputError, match=r"it holds other\.txt"):
+        running.run(fake_run.config, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["other.txt"]

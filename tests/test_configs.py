@@ -1,0 +1,37 @@
+"""Every shipped recipe is loaded, with all its methods."""
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from securetune.config import load_run_config
+from securetune.defenses import find_defense
+from securetune.pipeline.folder import resolved_config
+from securetune.training import setting_problems
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("src/**/*.yaml")])
+
+
+def test_there_are_four_recipes():
+    """None was lost, and none was added without being loaded here."""
+    assert [path.name for path in RECIPES] == ["ml-lr-full.yaml", "swat-full.yaml", "swat-lora.yaml", "demo.yaml"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_valid(path):
+    """Its keys and values are valid, its methods registered, plain fine-tuning among them, and it has three seeds."""
+    config = load_run_config(path)
+    assert "ift" in config.methods
+    assert len(config.seeds) >= 3
+    for label in config.methods:
+        settings = config.training_for(label, config.seeds[0])
+        assert find_defense(settings.method).name == settings.method
+        assert setting_problems(settings, config.model) == []
+    assert set(resolved_config(config)["methods"]) == set(config.methods)
+
+
+def test_the_demo_recipe_is_in_the_package():
+    """An installed package finds the demo's recipe without the repository."""
+    assert (resources.files("securetune") / "configs" / "demo.yaml").is_file()

@@ -1,0 +1,199 @@
+"""Bad input is found before any weights are loaded, all of it at once."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from short_training import SHORT, TrainShort, make_manifest
+from tiny_models import make_tiny_network, make_tiny_tokenizer
+
+from securetune.artifacts import RobustModules, write_json
+from securetune.config import LoraSettings, ModelSettings, TrainingSettings
+from securetune.errors import ArtifactError, ConfigError, InputError
+from securetune.models import load
+from securetune.training import check_training, train
+
+training_module = importlib.import_module("securetune.training.train")
+
+
+def problems_of(
+    model: Path, data: Any, out: Path, manifest: RobustModules | None = None, dtype: str = "auto", **settings: Any
+) -> list[str]:
+    resolved = TrainingSettings(**{**SHORT, **settings})
+    with pytest.raises(InputError) as caught:
+        check_training(resolved, ModelSettings(name=str(model), dtype=dtype), data, out, manifest)
+    return caught.value.problems
+
+
+def test_all_mistakes_together_before_the_weights(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mistakes in the method, the schedule, the model, the data, the manifest and the folder are reported together."""
+    monkeypatch.setattr(training_module, "load", lambda *arguments: pytest.fail("weights were loaded"))
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "x"}\n')
+    out = tmp_path / "out"
+    out.touch()
+    settings = TrainingSettings(method="swap", lr_scheduler_type="cosin", warmup_steps=2.5, seed=-1)
+    with pytest.raises(InputError) as caught:
+        train(settings, ModelSettings(name=str(tmp_path / "nowhere")), data, out)
+    text = "\n".join(caught.value.problems)
+    for expected in [
+        'method "swap" is unknown. Did you mean "swat"?',
+        'lr_scheduler_type "cosin" is unknown. Did you mean "cosine"?',
+        "warmup_steps must be a share below 1 or a whole number; got 2.5",
+        "seed must be in [0, 2,147,483,648); got -1",
+        "nowhere: no such model folder",
+        "row 1: must have `messages`",
+        "the output must be a folder; got a file",
+    ]:
+        assert expected in text
+    assert len(caught.value.problems) == 7
+
+
+@pytest.mark.parametrize("method", ["ml-lr", "swat"])
+def test_a_manifest_is_needed(method: str, tiny_model_dir: Path, rows: list, tmp_path: Path) -> None:
+    """A method that needs Mods_Rob says so, and where the file comes from."""
+    (problem,) = problems_of(tiny_model_dir, rows, tmp_path, method=method)
+    assert problem.startswith(f'method "{method}" needs the robust modules: give the file that `securetune search`')
+
+
+def test_a_manifest_file_is_read(tiny_model_dir: Path, rows: list, manifest: RobustModules, tmp_path: Path) -> None:
+    """`modules` may be the path of a manifest; it counts like one that is given."""
+    write_json(tmp_path / "robust_modules.json", manifest)
+    settings = TrainingSettings(**SHORT, method="swat", modules=str(tmp_path / "robust_modules.json"))
+    model = ModelSettings(name=str(tiny_model_dir))
+    checked = check_training(settings, model, rows, tmp_path / "out")
+    assert checked.manifest == manifest
+    assert checked.inputs.modules_hash is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "no such file"), ("{", "not a readable JSON file"), ('{"format": "x"}', 'got format "x"')],
+)
+def test_a_broken_manifest(
+    content: str | None, sentence: str, tiny_model_dir: Path, rows: list, tmp_path: Path
+) -> None:
+    """A manifest that is missing or no manifest is one clear line."""
+    path = tmp_path / "modules.json"
+    if content is not None:
+        path.write_text(content)
+    (problem,) = problems_of(tiny_model_dir, rows, tmp_path / "out", method="swat", modules=str(path))
+    assert sentence in problem
+
+
+def test_lora_without_any_robust_module(
+    tiny_model_dir: Path, rows: list, manifest: RobustModules, tmp_path: Path
+) -> None:
+    """If LoRA's target types leave out all of Mods_Rob, nothing could learn in the warm-up, and that is an error."""
+    only_q = manifest.model_copy(update={"modules": [m for m in manifest.modules if m.type == "Q"]})
+    (problem,) = problems_of(
+        tiny_model_dir, rows, tmp_path, only_q, method="swat", tune="lora", lora=LoraSettings(target_types=("K", "V"))
+    )
+    assert problem.startswith("lora.target_types (K, V) must include one of the manifest's module types (Q)")
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "sentence"),
+    [
+        (
+            {"tune": "lora", "lora": LoraSettings(target_types=())},
+            "auto",
+            "must name at least one module type; got none",
+        ),
+        ({"tune": "full"}, "float16", '"float16" cannot be trained in full'),
+    ],
+)
+def test_settings_that_cannot_work(
+    settings: dict, dtype: str, sentence: str, tiny_model_dir: Path, rows: list, tmp_path: Path
+) -> None:
+    """Settings that would train nothing, or lose every update, are refused."""
+    (problem,) = problems_of(tiny_model_dir, rows, tmp_path, dtype=dtype, method="ift", **settings)
+    assert sentence in problem
+
+
+def test_an_adapter_on_an_adapter(rows: list, train_short: TrainShort, tmp_path: Path) -> None:
+    """An adapter as the start model is tuned in full; another adapter on top of it is refused."""
+    train_short(tmp_path / "first", method="ift", tune="lora", max_steps=1)
+    start = tmp_path / "first/model"
+    (problem,) = problems_of(start, rows, tmp_path / "out", method="ift", tune="lora")
+    assert "is an adapter itself; merge it" in problem
+    settings = TrainingSettings(**{**SHORT, "max_steps": 1}, method="ift")
+    result = train(settings, ModelSettings(name=str(start)), rows, tmp_path / "out")
+    assert result.model.architecture == "LlamaForCausalLM"
+
+
+def test_another_gpu_is_not_ignored(tiny_model_dir: Path, rows: list, tmp_path: Path) -> None:
+    """A GPU other than the first is refused with what to do instead; the trainer would have taken the first."""
+    settings, model = TrainingSettings(**SHORT, method="ift"), ModelSettings(name=str(tiny_model_dir), device="cuda:1")
+    with pytest.raises(InputError, match="training takes the first GPU; set CUDA_VISIBLE_DEVICES=1"):
+        check_training(settings, model, rows, tmp_path / "out")
+
+
+def test_a_distributed_launcher_is_refused(
+    tiny_model_dir: Path, rows: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several processes would write over each other's files, so they are refused instead of ignored."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (problem,) = problems_of(tiny_model_dir, rows, tmp_path, method="ift")
+    assert problem.startswith("training runs in one process")
+
+
+def test_a_manifest_of_another_model(rows: list, manifest: RobustModules, tmp_path: Path) -> None:
+    """A manifest made for a model with other weights is refused before training."""
+    tokenizer = make_tiny_tokenizer()
+    make_tiny_network(len(tokenizer), seed=1).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    settings = TrainingSettings(**SHORT, method="swat")
+    with pytest.raises(ArtifactError, match="whose weights differ"):
+        train(settings, ModelSettings(name=str(tmp_path / "other")), rows, tmp_path / "out", manifest)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_of_another_chat_template(
+    tiny_model_dir: Path, rows: list, manifest: RobustModules, tmp_path: Path
+) -> None:
+    """A manifest made with another chat template is refused: the features it rests on were seen through it."""
+    chat = load(str(tiny_model_dir))
+    chat.model.save_pretrained(tmp_path / "other")
+    chat.tokenizer.chat_template = chat.tokenizer.chat_template.replace("' <user> '", "' <user>  '")
+    chat.tokenizer.save_pretrained(tmp_path / "other")
+    settings = TrainingSettings(**SHORT, method="swat")
+    with pytest.raises(ArtifactError, match="chat template"):
+        train(settings, ModelSettings(name=str(tmp_path / "other")), rows, tmp_path / "out", manifest)
+
+
+def test_a_manifest_of_everything(train_short: TrainShort, tiny_model_dir: Path, rows: list, tmp_path: Path) -> None:
+    """If Mods_Rob is everything that may train, there is nothing to protect, and that is an error."""
+    chat = load(str(tiny_model_dir))
+    names = [name.removesuffix(".weight") for name, _ in chat.model.named_parameters()]
+    settings = TrainingSettings(**SHORT, method="ml-lr", other_parameters="frozen")
+    with pytest.raises(ConfigError, match="ml-lr: the manifest covers everything that may train"):
+        train(settings, chat.settings, rows, tmp_path / "out", make_manifest(chat, names))
+
+
+def test_a_start_model_that_was_replaced(rows: list, tmp_path: Path) -> None:
+    """A training does not go on if the weights in the start model's folder are others than when it began."""
+    tokenizer = make_tiny_tokenizer()
+    folder = tmp_path / "model"
+    tokenizer.save_pretrained(folder)
+    settings, model = TrainingSettings(**SHORT, method="ift"), ModelSettings(name=str(folder))
+    for seed in (0, 1):
+        make_tiny_network(len(tokenizer), seed=seed).save_pretrained(folder)
+        if seed == 0:
+            train(settings, model, rows, tmp_path / "out")
+            (tmp_path / "out/training.json").unlink()
+    with pytest.raises(ConfigError, match="it differs in the weights of the start model"):
+        train(settings, model, rows, tmp_path / "out")
+
+
+def test_inputs_are_written_for_people(train_short: TrainShort, tmp_path: Path) -> None:
+    """What a folder was begun with is kept in it, in full."""
+    train_short(tmp_path / "out", method="ift")
+    content = json.loads((tmp_path / "out/training_inputs.json").read_text())
+    assert content["settings"]["method"] == "ift"
+    assert content["settings"]["learning_rate"] == 1e-2
+    assert len(content["data_hash"]) == 64
