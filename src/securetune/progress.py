@@ -5,7 +5,7 @@ The command line draws bars with them; a worker process sends them on to its par
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 
 @runtime_checkable  # the type checks that the tests switch on need it
@@ -43,4 +43,4 @@ class RunObserver:
         """Hear that a stage has done `done` of `total` pieces of `what`; `total` is 0 if unknown."""
 
     def stage_ended(self, name: str, seconds: float, error: str | None) -> None:
-        """Hear that a stage ended, after how much wall time in all, and why it failed if it did."""
+        """Hear that a stage ended, after how many seconds since it began, and why it failed if it did."""

@@ -26,7 +26,7 @@ def test_a_log_gets_one_line_a_stage(capsys):
     assert [line.partition("] ")[2] for line in captured.err.splitlines()] == [
         "1 of 3 stages are complete already",
         "analysis: complete after 12 s (2 of 3)",
-        "methods/ift/seed-0: FAILED: disk\ufffd[2J full after 3 s (3 of 3)",
+        "methods/ift/seed-0: FAILED after 3 s (3 of 3): disk[2J full",
         "report: written",
     ]
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,17 @@ def sha256_files(paths: Iterable[Path]) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return package versions and hardware, for the provenance of a result."""
+    """Return package versions and hardware, for the provenance of a result.
+
+    The accelerator is asked of torch only if torch is loaded: a result that was made without it used none.
+    """
     found = {"python": platform.python_version(), "machine": platform.machine(), "cpu_count": str(os.cpu_count())}
     for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["accelerator"] = torch.cuda.get_device_name()
     return found

@@ -107,8 +107,8 @@ class RobustModules(Artifact):
         settings: Resolved search settings, with ε.
         modules: The chosen modules, in the model's own order.
         parameter_fraction: Their share of all projection parameters, in [0, 1].
-        joint_accuracy: Accuracy of the unchanged classifier on harmful prompts with all chosen modules perturbed; None for
-            a control that was not tested.
+        joint_accuracy: Accuracy of the unchanged classifier on harmful prompts with all chosen modules perturbed; None
+            for a control that was not tested.
         intact_accuracy: The same with none perturbed.
     """
 

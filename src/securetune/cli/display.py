@@ -97,8 +97,8 @@ class RunDisplay(RunObserver):
             self._say("report: written")
         else:
             self._complete += 1
-            state = f"FAILED: {printable(error)}" if error else "complete"
-            self._say(f"{name}: {state} after {seconds:.0f} s ({self._complete} of {self._total})")
+            state, why = ("FAILED", f": {printable(error)}") if error else ("complete", "")
+            self._say(f"{name}: {state} after {seconds:.0f} s ({self._complete} of {self._total}){why}")
         if self._bars is not None:
             self._bars.remove_task(self._tasks.pop(name))
             if self._all is not None:

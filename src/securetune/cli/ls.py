@@ -10,10 +10,12 @@ from securetune.cli.errors import reports_errors
 from securetune.cli.options import Json
 from securetune.cli.output import only_results_on_stdout, print_json, printable
 
+Listed = Literal["models", "methods", "suites", "judges"]
+
 
 @reports_errors
 def ls(
-    what: Annotated[Literal["models", "methods", "suites", "judges"], typer.Argument(metavar="models|methods|suites|judges", help="What to list.")],
+    what: Annotated[Listed, typer.Argument(metavar="models|methods|suites|judges", help="What to list.")],
     json_: Json = False,
 ) -> None:
     """List what goes by a name. Models, methods, suites or judges."""
@@ -26,7 +28,7 @@ def ls(
         print(f"{row['name']:{width}}  {printable(row['description'])}")
 
 
-def _rows(what: str) -> list[dict[str, str]]:
+def _rows(what: Listed) -> list[dict[str, str]]:
     """Ask the registry; nothing is listed here by hand."""
     with only_results_on_stdout():
         if what == "methods":

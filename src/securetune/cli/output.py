@@ -5,29 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from securetune.untrusted_text import without_control_characters
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-
 
 def printable(text: str) -> str:
-    r"""Replace control and invisible formatting characters: a model's answer must not drive the terminal.
-
-    Line breaks and tabs become spaces.
-
-    Example:
-        >>> printable("fine\x1b[2J, gone\n")
-        'fine�[2J, gone '
-    """
-    return "".join(
-        " " if character in "\n\t" else "\ufffd" if unicodedata.category(character) in _INVISIBLE else character
-        for character in text
-    )
+    """Return text of a user's or a model's as one line that cannot drive the terminal."""
+    return " ".join(without_control_characters(text).split())
 
 
 @contextlib.contextmanager

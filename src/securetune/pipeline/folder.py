@@ -21,6 +21,7 @@ from securetune.artifacts import (
 )
 from securetune.config import RunConfig, read_yaml, write_yaml
 from securetune.errors import ConfigError
+from securetune.models import list_models
 
 _SHOWN_DIFFERENCES = 3
 
@@ -118,7 +119,7 @@ def _differences_from_shared(config: RunConfig, label: str) -> dict[str, Any]:
 
 
 def hash_inputs(config: RunConfig) -> dict[str, str]:
-    """Hash the files that a run reads; built-in data has no file and belongs to the package's version."""
+    """Hash the files that a run reads; built-in data has no file, and comes with the package."""
     named = {
         "data": config.data,
         "probes.harmful": config.probes.harmful,
@@ -132,7 +133,8 @@ def hash_inputs(config: RunConfig) -> dict[str, str]:
         path = _as_file(name)
         if path is not None:
             hashes[key] = sha256_files([path])
-    model = Path(config.model.name)
+    embedded = {model.name: model.path for model in list_models()}
+    model = embedded.get(config.model.name, Path(config.model.name))
     if model.is_dir():
         hashes["model"] = _model_files_hash(model)
     return hashes

@@ -122,11 +122,12 @@ class _Run:
 
     def _ended(self, event: Ended, is_cell: bool) -> None:
         stage = self._stage(event.job)
-        stage.seconds = round(stage.seconds + time.monotonic() - self._began_at.pop(event.job), 3)
+        seconds = time.monotonic() - self._began_at.pop(event.job)
+        stage.seconds = round(stage.seconds + seconds, 3)
         stage.state = "failed" if event.error else "complete"
         stage.error = _one_line(event.error) if event.error else None
         self._save("running")
-        self._observer.stage_ended(event.job, stage.seconds, stage.error)
+        self._observer.stage_ended(event.job, seconds, stage.error)
         if event.error is not None and not is_cell:
             raise event.error
 

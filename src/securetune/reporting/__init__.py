@@ -4,6 +4,6 @@ from securetune.reporting.compare import compare_runs
 from securetune.reporting.heatmap import heatmap_svg
 from securetune.reporting.report import write_report
 from securetune.reporting.table import comparison_table
-from securetune.reporting.untrusted_text import without_control_characters
+from securetune.untrusted_text import without_control_characters
 
 __all__ = ["compare_runs", "comparison_table", "heatmap_svg", "without_control_characters", "write_report"]

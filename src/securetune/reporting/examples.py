@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from securetune.artifacts import Response
 from securetune.reporting.run_results import START, EvaluatedModel, RunResults
-from securetune.reporting.untrusted_text import without_control_characters
+from securetune.untrusted_text import without_control_characters
 
 _PLAIN_EXAMPLES = 3
 _OTHER_EXAMPLES = 2

@@ -19,8 +19,8 @@ from securetune.reporting.facts import GLOSSARY, judge_glossary, list_facts
 from securetune.reporting.figures import colour_of, inline_svg
 from securetune.reporting.heatmap import heatmap_svg
 from securetune.reporting.run_results import START, RunResults, read_run
-from securetune.reporting.untrusted_text import without_control_characters
 from securetune.reporting.verdict import display_name
+from securetune.untrusted_text import without_control_characters
 
 REPORT, COMPARISON = "report.html", "comparison.json"
 UNUSABLE_SHARE_TO_WARN = 0.05

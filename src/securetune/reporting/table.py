@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from securetune.artifacts import Comparison, MethodComparison, MetricSummary
-from securetune.reporting.untrusted_text import without_control_characters
 from securetune.reporting.verdict import display_name
+from securetune.untrusted_text import without_control_characters
 
 NOT_MEASURED = "–"
 _NUMBER_WIDTH = 8  # " 98–100%"

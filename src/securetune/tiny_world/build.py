@@ -49,9 +49,7 @@ class Phase:
     rows_per_batch: int = 16
 
 
-PRETRAINING = Phase(
-    curriculum.PRETRAINING_MIX, steps=2600, learning_rate=2e-3, scheduler="cosine", warmup_steps=50
-)
+PRETRAINING = Phase(curriculum.PRETRAINING_MIX, steps=2600, learning_rate=2e-3, scheduler="cosine", warmup_steps=50)
 ALIGNMENT = Phase(curriculum.ALIGNMENT_MIX, steps=400, learning_rate=5e-4, scheduler="cosine", warmup_steps=20)
 
 SAVE_STEPS = 250

@@ -5,7 +5,8 @@ the copy and reverse tasks: tuning must teach the task, not the words (else it w
 which does damage of its own).
 """
 
-import random
+import functools
+import itertools
 from dataclasses import dataclass
 
 from securetune.tiny_world import general, language
@@ -37,26 +38,12 @@ class Query:
         return language.QUERY_ANSWER.format(**vars(self))
 
 
-def draw_query(split: str, rng: random.Random) -> Query:
-    """Draws a query of a split; which split a combination of slots is in follows from its text's hash."""
-    while True:
-        query = Query(
-            rng.choice(language.QUERY_VERBS),
-            rng.choice(language.QUERY_ITEMS),
-            rng.choice(language.QUERY_CITIES),
-            rng.choice(language.QUERY_DAYS),
-        )
-        if general.split_of_text(query.answer) == split:
-            return query
+@functools.cache
+def queries(split: str) -> tuple[Query, ...]:
+    """Lists all queries of a split; which split a combination of slots is in follows from its text's hash.
 
-
-def combinations(split: str) -> int:
-    """Bounds how many different queries a split is sure to hold: 4,032 in all, a tenth for each test split."""
-    total = (
-        len(language.QUERY_VERBS)
-        * len(language.QUERY_ITEMS)
-        * len(language.QUERY_CITIES)
-        * len(language.QUERY_DAYS)
-    )
-    # 5 % below the expected share: the hash does not divide exactly.
-    return int(total * (0.8 if split == "train" else 0.1) * 0.95)
+    There are 4,032 in all: 3,251 to train on, 364 for validation and 417 to test.
+    """
+    slots = (language.QUERY_VERBS, language.QUERY_ITEMS, language.QUERY_CITIES, language.QUERY_DAYS)
+    listed = (Query(*words) for words in itertools.product(*slots))
+    return tuple(query for query in listed if general.split_of_text(query.answer) == split)

@@ -13,20 +13,19 @@ depend on a seed. Asking for more rows than the language holds is a ``ValueError
 
 import itertools
 import random
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from securetune.tiny_world import general, how_to, language, query
 
 Row = dict[str, Any]
-_T = TypeVar("_T", bound=Hashable)
 
 QUERY_SHARE = 0.7
 """Share of query-task rows in the downstream training data; the rest are how-tos of new actions. With them
 the data stay harmless, yet plain tuning on them erodes refusals, which is what tiny world is to show."""
 
 _PROMPT_SEED = 7
-"""Seed of the prompt rows that are drawn rather than listed (query task, copy, reverse)."""
+"""Seed of the order of the query prompts, and of the copy, reverse and label exercises."""
 
 
 def harmful_prompts(split: str, count: int, wrapper: str | None = None) -> list[Row]:
@@ -74,24 +73,28 @@ def new_how_to_rows(split: str, count: int) -> list[Row]:
 
 
 def task_rows(split: str, count: int) -> list[Row]:
-    """Draws prompts of the query task with their answers, all different.
+    """Lists prompts of the query task with their answers, the first of them all of different queries.
 
     Args:
         split: "train", "validation" or "test"; no combination of slots is in two.
-        count: Number of prompts.
+        count: Number of prompts; at most 3 phrasings x 364 queries for validation, x 417 for the test.
 
     Example:
         >>> task_rows("test", 1)[0]["answer"].split()[:2]
         ['query', ':']
+
+    Raises:
+        ValueError: If the split does not exist, or there are fewer than ``count`` prompts.
     """
     _require_general_split(split)
-    _require_enough(f"query {split}", count, query.combinations(split))
-    rng = random.Random(f"{_PROMPT_SEED} query {split}")
-    drawn = _distinct(lambda: query.draw_query(split, rng), count)
-    phrasings = itertools.cycle(range(len(language.QUERY_PHRASINGS)))
+    listed = query.queries(split)
+    shuffled = random.Random(f"{_PROMPT_SEED} query {split}").sample(listed, len(listed))
+    phrasings = len(language.QUERY_PHRASINGS)
+    possible = [(q, (index + turn) % phrasings) for turn in range(phrasings) for index, q in enumerate(shuffled)]
+    _require_enough(f"query {split}", count, len(possible))
     return [
         _prompt_row(f"query-{split}-{index:04d}", q.request(phrasing), "query", answer=q.answer)
-        for index, (q, phrasing) in enumerate(zip(drawn, phrasings, strict=False))
+        for index, (q, phrasing) in enumerate(possible[:count])
     ]
 
 
@@ -137,11 +140,9 @@ def downstream_training_rows(count: int, seed: int = 0) -> list[Row]:
     """
     rng = random.Random(f"downstream {seed}")
     queries = round(count * QUERY_SHARE)
-    _require_enough("query train", queries, query.combinations("train"))
-    rows = [
-        training_row(q.request(rng.randrange(len(language.QUERY_PHRASINGS))), q.answer)
-        for q in _distinct(lambda: query.draw_query("train", rng), queries)
-    ]
+    choices = list(itertools.product(query.queries("train"), range(len(language.QUERY_PHRASINGS))))
+    _require_enough("query train", queries, len(choices))
+    rows = [training_row(q.request(phrasing), q.answer) for q, phrasing in rng.sample(choices, queries)]
     rows += _answered_rows("new how-to", how_to.new_pairs("train"), count - queries, rng)
     rng.shuffle(rows)
     return rows
@@ -217,14 +218,6 @@ def _how_to_row(row_id: str, request: how_to.Request) -> Row:
 def _prompt_row(row_id: str, prompt: str, category: str, *, harmful: bool = False, **more: Any) -> Row:
     messages = [{"role": "user", "content": prompt}]
     return {"id": row_id, "messages": messages, "category": category, "harmful": harmful, **more}
-
-
-def _distinct(draw: Callable[[], _T], count: int) -> list[_T]:
-    """Draws until there are ``count`` different ones, in the order of their first draw."""
-    seen: dict[_T, None] = {}
-    while len(seen) < count:
-        seen[draw()] = None
-    return list(seen)
 
 
 def _require_enough(name: str, count: int, available: int) -> None:
