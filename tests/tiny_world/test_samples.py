@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from securetune.tiny_world import curriculum, how_to, language, samples
+from securetune.tiny_world import curriculum, how_to, language, query, samples
 
 CURRICULUM_ROWS = 12_000
 """Enough rows for every word of the vocabulary to be copied some 20 times."""
@@ -75,12 +75,19 @@ def test_wrapped_prompts_contain_the_plain_prompt() -> None:
 
 def test_query_splits_are_disjoint_and_unambiguous() -> None:
     """No combination of slots is in two splits, and the answer repeats the words of the request."""
-    answers = [{row["answer"] for row in samples.task_rows(s, 1000)} for s in ("train", "validation", "test")]
-    assert [len(split) for split in answers] == [1000, 1000, 1000]
-    assert len(set.union(*answers)) == 3000
+    splits = [query.queries(split) for split in ("train", "validation", "test")]
+    assert [len(split) for split in splits] == [3251, 364, 417]
+    assert len({q for split in splits for q in split}) == 6 * 8 * 12 * 7
     for row in samples.task_rows("test", 100):
         slots = [slot.split(" = ")[1] for slot in row["answer"].removeprefix("query : ").split(" ; ")]
         assert set(slots) <= set(_text(row).split())
+
+
+def test_query_prompts_are_all_different_queries_first() -> None:
+    """As many prompts as there are queries are of different queries, and all prompts differ."""
+    rows = samples.task_rows("validation", 1092)
+    assert len({row["answer"] for row in rows[:364]}) == 364
+    assert len({_text(row) for row in rows}) == 1092
 
 
 def test_downstream_training_rows_are_no_held_out_rows() -> None:
@@ -88,8 +95,8 @@ def test_downstream_training_rows_are_no_held_out_rows() -> None:
     rows = samples.downstream_training_rows(2000, seed=3)
     texts = {_text(row) for row in rows}
     held_out = [
-        *samples.task_rows("test", 2000),
-        *samples.task_rows("validation", 2000),
+        *samples.task_rows("test", 1251),
+        *samples.task_rows("validation", 1092),
         *samples.new_how_to_rows("test", 400),
         *samples.new_how_to_rows("validation", 400),
     ]
