@@ -102,7 +102,7 @@ def test_calibration_says_when_no_size_tells_modules_apart(tiny_chat_model: Chat
         for layer in tiny_chat_model.model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-    with pytest.warns(UserWarning, match="no noise size between 0.125 and 2 tells the modules apart"):
+    with pytest.warns(UserWarning, match="no noise size between 0.125 and 8 tells the modules apart"):
         chosen = calibrate_epsilon(tiny_chat_model, tiny_probes.score_harmful, classifier, SETTINGS)
     assert not chosen.discriminates
 

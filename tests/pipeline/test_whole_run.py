@@ -150,7 +150,7 @@ def test_a_stopped_run_ends_with_the_same_result(complete, tmp_path):
     assert not (run.out / "start" / "scores.json").exists()
 
     cell = run.out / "methods" / "swat" / "seed-0"
-    status, errors = run.stop_when(lambda: (cell / "training_log.jsonl").exists(), signal.SIGINT)
+    status, errors = run.stop_when(lambda: (cell / "phases").exists(), signal.SIGINT)
     assert status == 130
     assert "To go on: securetune run" in errors
     assert "Traceback" not in errors

@@ -73,7 +73,7 @@ def test_all_figures_are_shares() -> None:
 def test_an_unknown_name_is_refused_in_words() -> None:
     """Only the two shipped names exist."""
     with pytest.raises(ValueError, match="name must be one of aligned, base; got 'tiny'"):
-        tiny_world.checkpoint_path("tiny")  # type: ignore[arg-type]
+        tiny_world.checkpoint_path("tiny")
 
 
 def test_importing_tiny_world_loads_no_heavy_library() -> None:

@@ -8,13 +8,13 @@ import pytest
 
 from securetune.tiny_world import curriculum, how_to, language, query, samples
 
-CURRICULUM_ROWS = 12_000
-"""Enough rows for every word of the vocabulary to be copied some 20 times."""
+CURRICULUM_ROWS = 5_000
+"""Rows of each phase that are looked through: enough for every word of the vocabulary to be copied."""
 
 
 @pytest.fixture(scope="module")
 def curriculum_messages() -> list[dict[str, str]]:
-    """Messages of a good tenth of what the checkpoints were trained on, both phases."""
+    """Messages of a sample of what the checkpoints were trained on, both phases."""
     rows = itertools.chain(
         curriculum.curriculum_rows(curriculum.PRETRAINING_MIX, CURRICULUM_ROWS, seed=0),
         curriculum.curriculum_rows(curriculum.ALIGNMENT_MIX, CURRICULUM_ROWS, seed=0),

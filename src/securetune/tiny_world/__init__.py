@@ -7,7 +7,6 @@ seeded prompts and training data (``harmful_prompts``, ``downstream_training_row
 """
 
 from pathlib import Path
-from typing import Literal
 
 from securetune.tiny_world.build import build_tiny_world
 from securetune.tiny_world.check import (
@@ -36,7 +35,7 @@ from securetune.tiny_world.tokenizer import build_tokenizer
 CHECKPOINTS: tuple[str, ...] = ("aligned", "base")
 
 
-def checkpoint_path(name: Literal["aligned", "base"] = "aligned") -> Path:
+def checkpoint_path(name: str = "aligned") -> Path:
     """Tells where a shipped checkpoint lies, in the ordinary Hugging Face layout.
 
     Args:

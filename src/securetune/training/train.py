@@ -127,6 +127,7 @@ def _prepared(
 ) -> PreTrainedModel | PeftModel:
     if settings.tune == "lora":
         return add_adapters(chat.model, modules, settings, base_reference(chat.settings.name))
+    chat.model.requires_grad_(True)  # PEFT leaves the weights frozen that it merged an adapter into
     return chat.model
 
 
