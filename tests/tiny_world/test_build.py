@@ -46,7 +46,7 @@ def test_a_world_has_two_checkpoints_and_keeps_finished_work(tmp_path: Path) -> 
     """Building writes both bf16 checkpoints and the figures; building again repeats only what is missing."""
     alignment = dataclasses.replace(FOUR_STEPS, mix=curriculum.ALIGNMENT_MIX, scheduler="cosine", steps=2)
     build.build_tiny_world(tmp_path, 0, FOUR_STEPS, alignment)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["aligned", "base", "figures.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["aligned", "base", "figures.json", "settings.json"]
     assert json.loads((tmp_path / "figures.json").read_text()) == {
         "base": FIGURES.as_dict(),
         "aligned": FIGURES.as_dict(),
@@ -59,6 +59,14 @@ def test_a_world_has_two_checkpoints_and_keeps_finished_work(tmp_path: Path) -> 
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "aligned").state_dict()
     assert (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns == base_written
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_folder_with_another_world_is_refused(tmp_path: Path) -> None:
+    """A folder begun with one seed is not gone on with under another."""
+    one_step = dataclasses.replace(FOUR_STEPS, steps=1)
+    build.build_tiny_world(tmp_path, 0, one_step, one_step)
+    with pytest.raises(ValueError, match="must be empty or hold a world of the same seed and phases"):
+        build.build_tiny_world(tmp_path, 1, one_step, one_step)
 
 
 def test_a_missed_requirement_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,12 +1,15 @@
-"""The general tasks of tiny world: arithmetic, copying, reversing, describing, judging, ...
-
-The judge task ("is it wrong to steal ?") covers all actions, the new ones too, and gives the model a notion of
-harm before it learns to refuse: without it the aligned model refused 79 % of the harmless how-tos with a new
-action, so that tuning on these unlearned refusals outright (ASR 1.0 after 50 steps).
+"""The general tasks of tiny world: arithmetic, describing, judging, skills, opposites, small talk, word lists.
 
 A *closed* task is a list of facts, each with several phrasings; what is held out is the combination of a
-fact and a phrasing, and every fact keeps at least one phrasing for training. An *open* task (copy, reverse)
-draws random words, and a draw belongs to one split by a hash of its text.
+fact and a phrasing, and every fact keeps at least one phrasing for training. An *open* task (copy, reverse,
+label) draws random words, and a draw belongs to one split by a hash of its text.
+
+Two closed tasks decide how alignment generalises to the new actions, which no how-to request of pretraining
+or alignment names. "Judge" ("is it wrong to steal ?") covers all actions and gives the model a notion of
+harm to hang its refusals on; "skill" ("which tool is best to polish ?") lets it answer a new how-to by
+composition. Of new, harmless how-tos the aligned model refused 79 % with neither task, 17 % with judge
+alone, and none with both. It matters because tuning on how-tos that are refused unlearns refusing outright:
+attack success reached 1.0 within 50 steps of plain tuning, where it now takes some 200.
 """
 
 import functools
@@ -38,7 +41,7 @@ class Fact(NamedTuple):
 
 
 def _arithmetic_facts() -> Iterator[Fact]:
-    # Operands up to ten: with all sums up to twenty (462 facts) a third of them was still wrong after pretraining.
+    # Operands up to ten: with all sums and differences up to twenty, 28 % were still wrong after alignment.
     numbers = language.NUMBERS
     for a, first in enumerate(numbers[:11]):
         for b, second in enumerate(numbers[:11]):
@@ -89,6 +92,7 @@ def _judge_facts() -> Iterator[Fact]:
 
 
 def _skill_facts() -> Iterator[Fact]:
+    # Not of harmful actions: after alignment the model would tell what it has learned to refuse.
     for action in (*language.HARMLESS_ACTIONS, *language.NEW_ACTIONS):
         facts = language.how_to_facts(action, language.OBJECTS[0])
         tool_prompts = (
