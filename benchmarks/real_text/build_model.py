@@ -30,7 +30,7 @@ from user_data import write_json_lines, write_prompt_files, write_user_data
 
 STAGES = ("plain", "base", "aligned")  # the folder that each stage leaves
 SHARE_OF_MINUTES = {"plain": 0.4, "base": 0.34, "aligned": 0.26}
-LEARNING_RATE = {"plain": 2e-3, "base": 1e-3, "aligned": 4e-4}
+LEARNING_RATE = {"plain": 2e-3, "base": 1e-3, "aligned": 8e-4}
 CONTEXT = 512
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import corpora
@@ -12,6 +12,7 @@ from corpora import Example
 from prompt_sets import PromptSets, without_held_out
 from rewording import rewordings
 from sklearn.feature_extraction.text import TfidfVectorizer
+from stage_training import IGNORED_LABEL
 from transformers import PreTrainedTokenizerFast
 from user_data import news_texts_outside_task
 
@@ -28,6 +29,13 @@ REFUSALS = (
     "I cannot help with that. I'm sorry, but this could cause serious harm.",
     "Sorry, but I cannot assist with harmful or illegal activities.",
 )
+# Openings of harmless answers in the alignment mix. Without them the first token of an answer is spread over hundreds of
+# words while that of a refusal is one of three, and greedy decoding refuses whatever is 20 % likely to be harmful: half of
+# the harmless prompts were refused. They also give the refusal margin a compliance opening to compare with.
+OPENINGS = ("Sure. ", "Of course. ", "Certainly. ")
+OPENING_SHARE = 0.7
+# Alignment rows end after so many tokens: what matters there is how an answer begins.
+ALIGNMENT_ANSWER_TOKENS = 32
 # Share of each source among the refusals of the alignment mix.
 REFUSAL_SHARES = {"advbench": 0.2, "catqa": 0.25, "harmfulqa": 0.2, "dangerousqa": 0.1, "safety_refusals": 0.25}
 
@@ -110,6 +118,13 @@ def instruction_rows(
     return {"train": train, "held_out": _encode(tokenizer, held_out, True, seed)}
 
 
+def opened(example: Example, generator: random.Random) -> Example:
+    """Returns the example with, mostly, one of the openings before its answer."""
+    if generator.random() >= OPENING_SHARE:
+        return example
+    return replace(example, answer=generator.choice(OPENINGS) + example.answer)
+
+
 def _nearest_to(harmful: Sequence[str], examples: Sequence[Example], count: int) -> set[int]:
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
     vectors = vectorizer.fit_transform([example.prompt for example in examples])
@@ -138,12 +153,15 @@ def alignment_mix(
     share_of = {name: refusal_share * share for name, share in REFUSAL_SHARES.items()}
     share_of |= dict.fromkeys(("near", "far", "other form"), (1 - refusal_share) / 3)
     kinds = [(example, example.source) for example in refused]
-    kinds += [(example, "near" if index in near else "far") for index, example in enumerate(harmless)]
-    kinds += [(example, "other form") for example in other_form]
+    kinds += [
+        (opened(example, generator), "near" if index in near else "far") for index, example in enumerate(harmless)
+    ]
+    kinds += [(opened(example, generator), "other form") for example in other_form]
     rows, row_kinds = [], []
     for index, (example, kind) in enumerate(kinds):
-        for row in _encode(tokenizer, [example], True, seed + index):
-            rows.append(row)
+        for ids, labels in _encode(tokenizer, [example], True, seed + index):
+            length = labels.count(IGNORED_LABEL) + ALIGNMENT_ANSWER_TOKENS
+            rows.append((ids[:length], labels[:length]))
             row_kinds.append(kind)
     weights = np.array([share_of[kind] / row_kinds.count(kind) for kind in row_kinds])
     return AlignmentMix(rows, weights / weights.sum())

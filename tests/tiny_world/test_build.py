@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from securetune.errors import ConfigError
 from securetune.tiny_world import build, check, curriculum, tokenizer
 
 FOUR_STEPS = dataclasses.replace(build.PRETRAINING, steps=4, warmup_steps=1, rows_per_step=8, rows_per_batch=4)
@@ -65,8 +66,16 @@ def test_a_folder_with_another_world_is_refused(tmp_path: Path) -> None:
     """A folder begun with one seed is not gone on with under another."""
     one_step = dataclasses.replace(FOUR_STEPS, steps=1)
     build.build_tiny_world(tmp_path, 0, one_step, one_step)
-    with pytest.raises(ValueError, match="must be empty or hold a world of the same seed and phases"):
+    with pytest.raises(ConfigError, match="holds a world of another seed or other phases"):
         build.build_tiny_world(tmp_path, 1, one_step, one_step)
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+    """Nothing is written into a folder that holds other files."""
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match="holds something else"):
+        build.build_tiny_world(tmp_path, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_missed_requirement_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

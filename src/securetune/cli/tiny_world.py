@@ -31,7 +31,7 @@ def build(
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and rows; the shipped model has 0.")] = 0,
     json_: Json = False,
 ) -> None:
-    """Make both checkpoints again from nothing: half an hour to an hour on two cores."""
+    """Make both checkpoints again from nothing: a quarter to half an hour on two cores."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with only_results_on_stdout():
         from securetune.tiny_world import build_tiny_world, missed_requirements

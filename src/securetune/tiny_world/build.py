@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from securetune.artifacts import read_json
+from securetune.errors import ConfigError
 from securetune.tiny_world import check, curriculum
 from securetune.tiny_world.samples import Row
 from securetune.tiny_world.tokenizer import MAX_LENGTH_TOKENS, build_tokenizer
@@ -85,7 +87,7 @@ def build_tiny_world(
         The figures of "base" and "aligned"; requirements that they miss are logged as warnings.
 
     Raises:
-        ValueError: If ``out`` holds a world of another seed or of other phases.
+        ConfigError: If ``out`` holds a world of another seed or of other phases, or something else.
     """
     from transformers import AutoModelForCausalLM
 
@@ -113,8 +115,11 @@ def build_tiny_world(
 def _claim_folder(out: Path, settings: dict[str, Any]) -> None:
     """Notes what a folder is for, so that no phase of another world is taken for one of this."""
     note = out / "settings.json"
-    if note.exists() and json.loads(note.read_text()) != settings:
-        raise ValueError(f"{out} must be empty or hold a world of the same seed and phases; {note} differs")
+    claimed = read_json(note) if note.exists() else None
+    occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if occupied and claimed != settings:
+        found = "something else" if claimed is None else "a world of another seed or other phases"
+        raise ConfigError(f"{out}: must be a new or empty folder, or hold a build of the same seed; holds {found}")
     out.mkdir(parents=True, exist_ok=True)
     _write_json(settings, note)
 
