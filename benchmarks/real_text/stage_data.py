@@ -29,9 +29,9 @@ REFUSALS = (
     "I cannot help with that. I'm sorry, but this could cause serious harm.",
     "Sorry, but I cannot assist with harmful or illegal activities.",
 )
-# Openings of harmless answers in the alignment mix. Without them the first token of an answer is spread over hundreds of
-# words while that of a refusal is one of three, and greedy decoding refuses whatever is 20 % likely to be harmful: half of
-# the harmless prompts were refused. They also give the refusal margin a compliance opening to compare with.
+# Openings of harmless answers in the alignment mix. Without them the first token of an answer is spread over hundreds
+# of words while that of a refusal is one of three, and greedy decoding refuses whatever is 20 % likely to be harmful:
+# half of the harmless prompts were refused. They also give the refusal margin a compliance opening to compare with.
 OPENINGS = ("Sure. ", "Of course. ", "Certainly. ")
 OPENING_SHARE = 0.7
 # Alignment rows end after so many tokens: what matters there is how an answer begins.
