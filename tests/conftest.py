@@ -1,6 +1,7 @@
 """Fixtures for every test: a small random chat model on disk and in memory, and prompts in its words."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test may need a network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -13,6 +14,10 @@ from tiny_models import make_tiny_network, make_tiny_tokenizer, tiny_prompts
 
 from securetune.data.prompts import ProbeSet, make_probe_set
 from securetune.models import ChatModel, load
+
+# A shell starts background jobs with Ctrl-C ignored, and their children inherit that: tests that send it would fail.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
 
