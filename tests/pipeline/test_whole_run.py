@@ -1,19 +1,23 @@
 """The demo on a reduced budget, as real processes: it ends, and when it is killed it goes on to the same result."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import securetune
-from securetune.artifacts import Comparison, RobustModules, RunRecord, read_artifact
+from securetune.artifacts import Comparison, RobustModules, RunRecord, read_artifact, read_json_lines
 from securetune.config import load_run_config, parse_overrides
 from securetune.errors import InputError, StartModelError
 
 pytestmark = pytest.mark.pipeline
+
+STALLED_COMMAND = str(Path(__file__).with_name("stalled_command.py"))
 
 RECIPE = """
 model: {name: tiny-world}
@@ -46,19 +50,23 @@ class Run:
     def config(self, *overrides):
         return load_run_config(self._recipe, parse_overrides([f"workers={self._workers}", *overrides]))
 
-    def start(self):
-        command = [sys.executable, "-m", "securetune", "run", str(self._recipe), "--out", str(self.out), "--json"]
-        command += ["--set", f"workers={self._workers}"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def start(self, *program, **environment):
+        command = [sys.executable, *(program or ("-m", "securetune")), "run", str(self._recipe), "--out", str(self.out)]
+        command += ["--json", "--set", f"workers={self._workers}"]
+        environment = {**os.environ, **environment}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
-    def stop_when(self, condition, how):
-        """Start, send a signal as soon as the condition holds, and return status and stderr."""
-        process = self.start()
+    def stop_before(self, file, row, how):
+        """Start, send a signal when a row of the file is about to be written, and return status and stderr."""
+        reached = self._recipe.with_name("reached")
+        reached.unlink(missing_ok=True)
+        process = self.start(STALLED_COMMAND, STALL_FILE=file, STALL_ROW=str(row), STALL_REACHED=str(reached))
         try:
             deadline = time.monotonic() + 240
-            while not condition() and process.poll() is None and time.monotonic() < deadline:
+            while not reached.exists() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert process.poll() is None, f"the run ended before it could be stopped: {process.communicate()[1]}"
+            assert reached.exists(), f"the run never came to row {row} of {file}"
             process.send_signal(how)
             _, errors = process.communicate(timeout=60)
         finally:
@@ -144,17 +152,22 @@ def test_the_manifest_belongs_to_the_run(complete):
 def test_a_stopped_run_ends_with_the_same_result(complete, tmp_path):
     """Killed in an evaluation, then interrupted in a training, a run still ends with the same weights and answers."""
     run = Run(tmp_path, workers=1)
-    status, _ = run.stop_when(lambda: any(run.out.glob("start/*/responses.jsonl.part")), signal.SIGKILL)
+    answers = "start/tiny-world-harmful/responses.jsonl.part"
+    status, _ = run.stop_before(answers, row=5, how=signal.SIGKILL)
     assert status == -signal.SIGKILL
     assert run.record.status == "running"
+    assert len(list(read_json_lines(run.out / answers))) == 4
+    assert not (run.out / "start" / "scores.json").exists()
 
     cell = run.out / "methods" / "swat" / "seed-0"
-    status, errors = run.stop_when(lambda: (cell / "phases").exists(), signal.SIGINT)
+    status, errors = run.stop_before("methods/swat/seed-0/training_log.jsonl", row=8, how=signal.SIGINT)
     assert status == 130
     assert "To go on: securetune run" in errors
     assert "Traceback" not in errors
     assert run.record.status == "interrupted"
     assert run.record.stages["start"].state == "complete"
+    assert (cell / "phases" / "warmup" / "phase.json").exists()  # four steps and its end: the first five rows
+    assert not (cell / "training.json").exists()
 
     _, errors = run.finish()
     assert "stages are complete already" in errors
