@@ -85,17 +85,18 @@ def _plain(model: models.ChatModel, prompts: list[Prompt], max_new_tokens: int) 
     network: Any = model.model
     answers = []
     for prompt in prompts:
-        encoded = model.tokenizer.apply_chat_template(
+        encoded: Any = model.tokenizer.apply_chat_template(
             [dict(message) for message in prompt.messages],
             add_generation_prompt=True,
             return_dict=True,
             return_tensors="pt",
-        ).to(model.model.device)
+        )
+        encoded = encoded.to(model.model.device)
         encoded.pop("token_type_ids", None)
         with torch.inference_mode():
             output = network.generate(**encoded, generation_config=settings)
         new = output[0, encoded["input_ids"].shape[1] :]
-        answers.append(model.tokenizer.decode(new, skip_special_tokens=True).strip())
+        answers.append(str(model.tokenizer.decode(new, skip_special_tokens=True)).strip())
     return answers
 
 

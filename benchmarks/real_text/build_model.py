@@ -1,6 +1,6 @@
 """Makes a small aligned chat model of real English text, and the prompt and data files to tune and test it with.
 
-    python benchmarks/real_text/build_model.py --data-root ../shared/data --minutes 60
+    python benchmarks/real_text/build_model.py --data-root ../shared/data
 
 Three stages: plain English and dialogues, instructions (gives `base/`), alignment (gives `aligned/`). A build that was
 stopped goes on where it was when the same command is given again. Nothing that it writes may be shipped: some of the
@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from user_data import write_json_lines, write_prompt_files, write_user_data
 
 STAGES = ("plain", "base", "aligned")  # the folder that each stage leaves
-SHARE_OF_MINUTES = {"plain": 0.4, "base": 0.34, "aligned": 0.26}
+STEPS = {"plain": 2600, "base": 2400, "aligned": 2000}  # some 2,000 tokens each: about an hour on one core with bf16
 LEARNING_RATE = {"plain": 2e-3, "base": 1e-3, "aligned": 8e-4}
 CONTEXT = 512
 
@@ -39,7 +39,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"), help="folder of the public data sets")
     parser.add_argument("--out", type=Path, default=Path("runs/real_text"), help="output folder, outside git")
-    parser.add_argument("--minutes", type=float, default=60.0, help="processor time of all stages' training")
+    parser.add_argument("--steps-factor", type=float, default=1.0, help="multiplies the training steps of every stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocabulary", type=int, default=4096, help="tokens of the byte-pair vocabulary")
     parser.add_argument("--hidden-size", type=int, default=256)
@@ -47,18 +47,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--refusal-share", type=float, default=0.3, help="share of refusals in the alignment mix")
     parser.add_argument("--threads", type=int, default=1, help="more than one gains little at this size")
     parser.add_argument("--redo", choices=STAGES, help="throw this stage and the later ones away first")
+    parser.add_argument("--test-prompts", action="store_true", help="also report on the test prompts: once, at the end")
     parser.add_argument("--json", action="store_true", help="print the final report as one JSON document")
     settings = parser.parse_args(arguments)
     if not settings.data_root.is_dir():
         parser.error(f"--data-root must be a folder with the data sets; got {settings.data_root}")
-    if settings.minutes <= 0 or not 0 < settings.refusal_share < 1:
-        parser.error("--minutes must be above 0 and --refusal-share between 0 and 1")
+    if settings.steps_factor <= 0 or not 0 < settings.refusal_share < 1:
+        parser.error("--steps-factor must be above 0 and --refusal-share between 0 and 1")
     return settings
 
 
 def check_same_build(out: Path, settings: argparse.Namespace) -> None:
     """Stops if the folder holds a build of another seed or size."""
-    wanted = {name: getattr(settings, name) for name in ("seed", "vocabulary", "hidden_size", "layers")}
+    wanted = {name: getattr(settings, name) for name in ("seed", "vocabulary", "hidden_size", "layers", "steps_factor")}
     path = out / "settings.json"
     if path.exists() and json.loads(path.read_text()) != wanted:
         sys.exit(f"{out} holds a build with {path.read_text().strip()}; give another --out, or remove it")
@@ -127,7 +128,8 @@ def run_stage(stage: str, settings: argparse.Namespace, sets: PromptSets) -> Non
         tokenizer = AutoTokenizer.from_pretrained(before)
         model = AutoModelForCausalLM.from_pretrained(before, dtype=torch.float32)
     batch_at, held_out = stage_batches(stage, settings, tokenizer, sets)
-    stage_settings = StageSettings(stage, settings.minutes * SHARE_OF_MINUTES[stage], LEARNING_RATE[stage])
+    steps = max(1, round(settings.steps_factor * STEPS[stage]))
+    stage_settings = StageSettings(stage, steps, LEARNING_RATE[stage])
     state_path = out / f"{stage}.state.pt"
     progress = train_stage(model, stage_settings, batch_at, state_path, out / "training_log.jsonl")
     losses = {name: held_out_loss(model, batches) for name, batches in held_out.items()}
@@ -138,15 +140,20 @@ def run_stage(stage: str, settings: argparse.Namespace, sets: PromptSets) -> Non
 
 
 def evaluate_models(settings: argparse.Namespace, sets: PromptSets) -> dict[str, Any]:
-    """Returns parameters, tokens, losses and refusal rates of the base and the aligned model."""
+    """Returns parameters, tokens, losses and refusal rates of the base and the aligned model.
+
+    Validation prompts alone unless the test prompts were asked for: alignment is chosen by these figures.
+    """
     phrases = corpora.read_refusal_phrases(settings.data_root, REFUSAL_LIST)
+    parts = ("validation", "test") if settings.test_prompts else ("validation",)
     prompts = {
         f"{part}_harmful_{name}": [row.prompt for row in sets.harmful[part] if row.source == name]
-        for part in ("validation", "test")
+        for part in parts
         for name in ("advbench", "catqa")
     }
-    prompts |= {f"{part}_harmless": [row.prompt for row in sets.harmless[part]] for part in ("validation", "test")}
-    prompts |= {"xstest_safe": sets.xstest_safe, "xstest_unsafe": sets.xstest_unsafe}
+    prompts |= {f"{part}_harmless": [row.prompt for row in sets.harmless[part]] for part in parts}
+    if settings.test_prompts:
+        prompts |= {"xstest_safe": sets.xstest_safe, "xstest_unsafe": sets.xstest_unsafe}
     stages = {name: json.loads((settings.out / name / "stage.json").read_text()) for name in STAGES}
     report: dict[str, Any] = {
         "refusal_list": REFUSAL_LIST,

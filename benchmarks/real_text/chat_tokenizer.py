@@ -68,6 +68,6 @@ def encode_chat(
         messages: The chat.
         only_answers: Whether the labels of everything but the assistant's turns are -100 (no loss).
     """
-    encoded: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    encoded: Any = tokenizer.apply_chat_template(list(messages), return_dict=True, return_assistant_tokens_mask=True)
     ids, is_answer = encoded["input_ids"], encoded["assistant_masks"]
     return ids, [token if keep or not only_answers else -100 for token, keep in zip(ids, is_answer, strict=True)]

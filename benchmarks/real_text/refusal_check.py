@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Matched anywhere in the answer, without regard to case. The list's own name in refusal_phrases.json.
 REFUSAL_LIST = "Refusal direction (JailbreakBench phrases)"
@@ -29,13 +29,13 @@ class RefusalCount:
 @torch.inference_mode()
 def answer_prompts(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     new_tokens: int = 48,
     batch_size: int = 48,
 ) -> list[str]:
     """Returns the model's greedy answers, in the order of the prompts."""
-    model.eval()
+    network: Any = model.eval()  # the type of `PreTrainedModel` does not know `generate`
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), batch_size):
@@ -48,7 +48,7 @@ def answer_prompts(
             return_tensors="pt",
         )
         inputs.pop("token_type_ids", None)
-        output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+        output = network.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
         texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(chosen, texts, strict=True):
             answers[index] = text.strip()
@@ -62,7 +62,7 @@ def is_refusal(answer: str, phrases: Sequence[str]) -> bool:
 
 
 def count_refusals(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], phrases: Sequence[str]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], phrases: Sequence[str]
 ) -> RefusalCount:
     """Answers the prompts and counts the refusals."""
     answers = answer_prompts(model, tokenizer, prompts)

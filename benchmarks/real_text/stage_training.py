@@ -1,9 +1,7 @@
-"""The training loop of all stages: it ends by the clock and goes on after it was killed.
+"""The training loop of all stages, which goes on after it was killed.
 
-The clock is the process's own processor time, so that other programs on the machine make a build longer but not worse.
-
-It is a plain loop and not `transformers.Trainer`, because the learning rate has to follow the share of the *time* that
-is used up: how many steps fit into the budget is not known on a machine that is shared with others.
+A plain loop and not `transformers.Trainer`: batches are drawn by weight, and a stage is a number of steps and no file
+of rows.
 """
 
 import json
@@ -37,14 +35,14 @@ class StageSettings:
 
     Attributes:
         name: The stage's name; its state is saved under it.
-        minutes: Processor time of the training steps (with one thread: minutes on an idle core).
+        steps: Optimizer steps.
         learning_rate: Peak of the schedule (3 % linear warm-up, then cosine down to a twentieth).
         weight_decay: For matrices; norms have none.
         save_every_seconds: Time between two saves.
     """
 
     name: str
-    minutes: float
+    steps: int
     learning_rate: float
     weight_decay: float = 0.05
     save_every_seconds: float = 120.0
@@ -60,7 +58,9 @@ class StageProgress:
     loss_nats_per_token: float = math.nan
 
 
-def packed_batches(sources: Sequence[np.ndarray], shares: Sequence[float], shape: tuple[int, int], seed: int):
+def packed_batches(
+    sources: Sequence[np.ndarray], shares: Sequence[float], shape: tuple[int, int], seed: int
+) -> Callable[[int], Batch]:
     """Returns a function from the step to a batch of random windows, each from a source drawn by its share."""
     rows, length = shape
 
@@ -87,7 +87,9 @@ def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
     return Batch(ids, labels)
 
 
-def bucketed_batches(rows: Sequence[tuple[list[int], list[int]]], weights: np.ndarray | None, size: int, seed: int):
+def bucketed_batches(
+    rows: Sequence[tuple[list[int], list[int]]], weights: np.ndarray | None, size: int, seed: int
+) -> Callable[[int], Batch]:
     """Returns a function from the step to a batch of rows of similar length.
 
     Args:
@@ -138,7 +140,7 @@ def _save(path: Path, state: dict) -> None:
 def train_stage(
     model: PreTrainedModel, settings: StageSettings, batch_at: Callable[[int], Batch], state_path: Path, log_path: Path
 ) -> StageProgress:
-    """Trains the model in place until the stage's time is used up, from the saved state if there is one."""
+    """Trains the model in place for the stage's steps, from the saved state if there is one."""
     matrices = [weight for weight in model.parameters() if weight.ndim > 1]
     vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -152,10 +154,11 @@ def train_stage(
         print(f"{settings.name}: goes on from step {progress.step}", file=sys.stderr, flush=True)
 
     model.train()
-    saved_at, logged_at, recent = time.monotonic(), -math.inf, []
-    while progress.seconds < 60 * settings.minutes:
+    saved_at, logged_at = time.monotonic(), -math.inf
+    recent: list[float] = []
+    while progress.step < settings.steps:
         begun = time.process_time()
-        share_done = progress.seconds / (60 * settings.minutes)
+        share_done = progress.step / settings.steps
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _schedule(share_done)
         batch = batch_at(progress.step)
