@@ -161,7 +161,7 @@ CASES = {
     "nothing to evaluate": (lambda f: ["evaluate", f.model, "--out", f.out], "Give --suite FILE or --task FILE"),
     "broken task": (
         lambda f: ["evaluate", f.model, "--out", f.out, "--task", f.text("task.jsonl", '{"prompt": "a"}\n')],
-        r"task\.jsonl: every row of a task must have `answer`.*missing in prompt 1",
+        r"task\.jsonl: every row of a task must have `answer`.*missing in row 1",
     ),
     "no such run folder": (lambda f: ["report", NOTHING], "nowhere: no such run folder"),
     "out is a file": (lambda f: _train(f, "--out", f.text("taken", "")), "must be a folder; got a file"),

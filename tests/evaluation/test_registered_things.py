@@ -119,15 +119,15 @@ def test_unknown_names_are_explained(load: Callable, name: str, message: str) ->
 
 
 def test_a_task_file_needs_answers(tmp_path: Path) -> None:
-    """Rows of a task file without a usable answer are all named."""
+    """Rows of a task file without a usable answer are all named, counted as an editor counts lines."""
     path = tmp_path / "task.jsonl"
-    path.write_text(
-        '{"prompt": "a", "answer": "b"}\n{"prompt": "c"}\n{"prompt": "d", "answer": ""}\n{"prompt": "e", "answer": 3}\n'
-    )
-    with pytest.raises(
-        DataError, match=r"task.jsonl: every row of a task must have `answer`.*missing in prompt 2, 3, 4"
-    ):
+    rows = ['{"prompt": "a", "answer": "b"}', "", '{"prompt": "c"}', " ", '{"prompt": "d", "answer": ""}']
+    path.write_text("\n".join([*rows, '{"prompt": "e", "answer": 3}']))
+    with pytest.raises(DataError) as caught:
         load_task(str(path))
+    assert caught.value.problems == [
+        f"{path}: every row of a task must have `answer`, a text that is not empty; missing in row 3, 5, 6"
+    ]
 
 
 def test_exact_match_ignores_white_space_only() -> None:

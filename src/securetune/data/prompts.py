@@ -78,12 +78,21 @@ def read_prompts(path: Path | str) -> list[Prompt]:
         >>> read_prompts("requests.txt")[0].text
         'how do I bake bread?'
     """
+    return list(read_prompts_by_line(path).values())
+
+
+def read_prompts_by_line(path: Path | str) -> dict[int, Prompt]:
+    """Read a file of prompts like `read_prompts`, by line number from 1, so that a reader can name a row it refuses.
+
+    Raises:
+        DataError: As `read_prompts`.
+    """
     path = Path(path)
     lines = _read_lines(path)
     is_json = path.suffix in (".jsonl", ".json") or lines[0][1].startswith("{")
     rows = _json_rows(path, lines) if is_json else [_text_row(path, number, text) for number, text in lines]
     _refuse_repeated_ids(path, rows)
-    return rows
+    return {number: row for (number, _), row in zip(lines, rows, strict=True)}
 
 
 def _read_lines(path: Path) -> list[tuple[int, str]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from securetune.data.prompts import Prompt, read_prompts
+from securetune.data.prompts import Prompt, read_prompts_by_line
 from securetune.errors import DataError
 from securetune.evaluation.registry import Registry, find_split
 
@@ -73,22 +73,22 @@ def load_task(name_or_file: str, max_prompts: int | None = None) -> Task:
     path = Path(name_or_file)
     if not path.exists():
         raise DataError(f'task "{name_or_file}" is neither a registered task nor a file. {_TASKS.hint(name_or_file)}')
-    prompts = tuple(read_prompts(path))
-    _require_answers(path, prompts)
-    return Task(path.stem, prompts[:max_prompts])
+    rows = read_prompts_by_line(path)
+    _require_answers(path, rows)
+    return Task(path.stem, tuple(rows.values())[:max_prompts])
 
 
-def _require_answers(path: Path, prompts: tuple[Prompt, ...]) -> None:
+def _require_answers(path: Path, rows: Mapping[int, Prompt]) -> None:
     lacking = [
         str(number)
-        for number, prompt in enumerate(prompts, start=1)
+        for number, prompt in rows.items()
         if not isinstance(prompt.metadata.get("answer"), str) or not prompt.metadata["answer"].strip()
     ]
     if lacking:
         more = f" and {len(lacking) - _ROWS_NAMED} more" if len(lacking) > _ROWS_NAMED else ""
         raise DataError(
             f"{path}: every row of a task must have `answer`, a text that is not empty; "
-            f"missing in prompt {', '.join(lacking[:_ROWS_NAMED])}{more}"
+            f"missing in row {', '.join(lacking[:_ROWS_NAMED])}{more}"
         )
 
 
