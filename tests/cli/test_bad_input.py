@@ -215,6 +215,23 @@ def test_several_mistakes_at_once(files, monkeypatch):
     assert [path.name for path in taken.iterdir()] == ["notes.txt"]
 
 
+def test_a_run_with_the_manifest_of_another_model(files, monkeypatch):
+    """A manifest that a recipe names is held against the model with the other checks, before the run begins."""
+    monkeypatch.chdir(files.folder)
+    recipe = files.recipe(
+        f"model: {{name: {files.model}}}\n"
+        "data: data.jsonl\n"
+        "probes: {harmful: harmful.txt, harmless: harmless.txt}\n"
+        f"methods: {{ift: {{}}, swat: {{modules: {files.manifest(weights_fingerprint='x').name}}}}}\n"
+        "evaluation: {suites: [missing.txt]}\n"
+    )
+    result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(files.out)])
+    assert result.exit_code == 2
+    assert "error: methods.swat: manifest-weights_fingerprint.json: was made for" in result.stderr
+    assert "missing.txt" in result.stderr
+    assert not files.out.exists()
+
+
 def test_probes_in_a_test_suite(files, monkeypatch):
     """A prompt that chooses the modules must not judge the result."""
     monkeypatch.chdir(files.folder)

@@ -13,7 +13,7 @@ from securetune.artifacts import RobustModules, write_json
 from securetune.config import LoraSettings, ModelSettings, TrainingSettings
 from securetune.errors import ArtifactError, ConfigError, InputError
 from securetune.models import load
-from securetune.training import check_training, train
+from securetune.training import check_training, checks, train
 
 training_module = importlib.import_module("securetune.training.train")
 
@@ -142,14 +142,40 @@ def test_a_distributed_launcher_is_refused(
     assert problem.startswith("training runs in one process")
 
 
-def test_a_manifest_of_another_model(rows: list, manifest: RobustModules, tmp_path: Path) -> None:
-    """A manifest made for a model with other weights is refused before training."""
+@pytest.fixture
+def other_model(tmp_path: Path) -> ModelSettings:
+    """A model of the same architecture with other weights."""
     tokenizer = make_tiny_tokenizer()
     make_tiny_network(len(tokenizer), seed=1).save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
+    return ModelSettings(name=str(tmp_path / "other"))
+
+
+def test_a_manifest_of_another_model_is_found_before_the_weights(
+    other_model: ModelSettings, rows: list, manifest: RobustModules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest made for a model with other weights is refused with all other mistakes, and no weights are loaded."""
+    monkeypatch.setattr(training_module, "load", lambda *arguments: pytest.fail("weights were loaded"))
+    write_json(tmp_path / "modules.json", manifest)
+    settings = TrainingSettings(**SHORT, method="swat", modules=str(tmp_path / "modules.json"), seed=-1)
+    with pytest.raises(InputError) as caught:
+        train(settings, other_model, rows, tmp_path / "out")
+    assert caught.value.problems == [
+        "seed must be in [0, 2,147,483,648); got -1",
+        f'{tmp_path}/modules.json: was made for "{manifest.model.name}", whose weights differ from those of '
+        f'"{other_model.name}". Analyze this model, or give the one that was analyzed.',
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_of_another_model_is_found_in_the_weights(
+    other_model: ModelSettings, rows: list, manifest: RobustModules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a model's files do not tell, as those of a hub model, is found when it is loaded, before training."""
+    monkeypatch.setattr(checks, "check_same_model_in_files", lambda *arguments: None)
     settings = TrainingSettings(**SHORT, method="swat")
-    with pytest.raises(ArtifactError, match="whose weights differ"):
-        train(settings, ModelSettings(name=str(tmp_path / "other")), rows, tmp_path / "out", manifest)
+    with pytest.raises(ArtifactError, match=r"the manifest: was made for .*, whose weights differ"):
+        train(settings, other_model, rows, tmp_path / "out", manifest)
     assert not (tmp_path / "out").exists()
 
 
@@ -161,9 +187,8 @@ def test_a_manifest_of_another_chat_template(
     chat.model.save_pretrained(tmp_path / "other")
     chat.tokenizer.chat_template = chat.tokenizer.chat_template.replace("' <user> '", "' <user>  '")
     chat.tokenizer.save_pretrained(tmp_path / "other")
-    settings = TrainingSettings(**SHORT, method="swat")
-    with pytest.raises(ArtifactError, match="chat template"):
-        train(settings, ModelSettings(name=str(tmp_path / "other")), rows, tmp_path / "out", manifest)
+    (problem,) = problems_of(tmp_path / "other", rows, tmp_path / "out", manifest, method="swat")
+    assert "the manifest: was made with another chat template" in problem
 
 
 def test_a_manifest_of_everything(train_short: TrainShort, tiny_model_dir: Path, rows: list, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from securetune.models.checks import check_model
 from securetune.models.identity import chat_template_hash, check_same_model, identify
+from securetune.models.identity_in_files import check_same_model_in_files
 from securetune.models.loading import ChatModel, load
 from securetune.models.projections import MODULE_TYPES, ProjectionModule, map_modules
 from securetune.models.registry import EmbeddedModel, list_models, register_embedded_model
@@ -15,6 +16,7 @@ __all__ = [
     "chat_template_hash",
     "check_model",
     "check_same_model",
+    "check_same_model_in_files",
     "encode_prompts",
     "identify",
     "list_models",

@@ -9,7 +9,14 @@ from pathlib import Path
 import torch
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.utils import get_session
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from securetune.config import ModelSettings
 from securetune.errors import InputError, ModelError, ProblemList
@@ -190,14 +197,26 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         raise ModelError(f"{name}: the chat template cannot render a user message ({first_line(error)})") from None
 
 
-def _check_projections(config: PreTrainedConfig, settings: ModelSettings) -> None:
+def make_skeleton(config: PreTrainedConfig, settings: ModelSettings) -> PreTrainedModel:
+    """Build the model without memory for its weights.
+
+    Raises:
+        ModelError: If the configuration is not one of a causal language model.
+    """
     try:
         with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
+            skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=settings.trust_remote_code
+            )
     except InputError:
         raise
     except Exception as error:  # an unknown or inconsistent configuration fails in many ways
         raise ModelError(f"{settings.name}: not a causal language model ({first_line(error)})") from None
+    return skeleton
+
+
+def _check_projections(config: PreTrainedConfig, settings: ModelSettings) -> None:
+    skeleton = make_skeleton(config, settings)
     try:
         map_modules(skeleton)
     except ModelError as error:

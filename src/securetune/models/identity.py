@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from securetune.artifacts import ModelIdentity, sha256_text
 from securetune.config import ModelSettings
 from securetune.errors import ArtifactError
 
-_VALUES_PER_PARAMETER = 64
+VALUES_PER_PARAMETER = 64
+"""How many values of each parameter go into the fingerprint."""
+
+
+class ParameterSample(NamedTuple):
+    """What the fingerprint takes of one parameter.
+
+    Attributes:
+        name: As in `named_parameters()`.
+        shape: Of the whole parameter.
+        values: Its first `VALUES_PER_PARAMETER` values, or all if it has fewer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    values: Float[Tensor, " value"]
 
 
 def identify(model: nn.Module, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> ModelIdentity:
@@ -41,11 +59,18 @@ def weights_fingerprint(model: nn.Module) -> str:
     Training moves every tensor it touches, so a sample of each tells two models apart, and reading 64 values of each
     takes milliseconds where hashing an 8B model takes a minute.
     """
+    return fingerprint_of_samples(
+        ParameterSample(name, tuple(parameter.shape), parameter.detach().flatten()[:VALUES_PER_PARAMETER])
+        for name, parameter in model.named_parameters()
+    )
+
+
+def fingerprint_of_samples(samples: Iterable[ParameterSample]) -> str:
+    """Hash the samples of all parameters of a model, in whatever order they come."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} ".encode())
-        values = parameter.detach().flatten()[:_VALUES_PER_PARAMETER].to(torch.bfloat16)
-        digest.update(values.view(torch.int16).cpu().numpy().tobytes())
+    for name, shape, values in sorted(samples, key=lambda sample: sample.name):
+        digest.update(f"{name} {shape} ".encode())
+        digest.update(values.to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from securetune.data.conversations import read_conversations
 from securetune.data.prompts import ProbeSet, find_overlap, load_probes
 from securetune.errors import ConfigError, InputError, ProblemList
 from securetune.evaluation import EvaluationPlan, check_evaluation
-from securetune.models import check_model
+from securetune.models import check_model, check_same_model_in_files
 from securetune.pipeline.folder import RunFolder, check_folder
 from securetune.pipeline.jobs import needs_manifest, needs_search
 from securetune.training import setting_problems
@@ -28,7 +28,8 @@ def check_run(config: RunConfig, folder: RunFolder) -> EvaluationSettings:
         InputError: With every mistake found.
     """
     problems = ProblemList()
-    problems.found += check_model(config.model)
+    model_problems = check_model(config.model)
+    problems.found += model_problems
     probes: ProbeSet | None = None
     with problems.collect():
         probes = load_probes(config.probes, config.model.name)
@@ -39,7 +40,7 @@ def check_run(config: RunConfig, folder: RunFolder) -> EvaluationSettings:
         read_conversations(config.data)
     for label in config.methods:
         with problems.collect():
-            _check_method(config, label)
+            _check_method(config, label, model_is_usable=not model_problems)
     if probes is not None and plan is not None:
         problems.found += _shared_prompts(probes, plan)
     with problems.collect():
@@ -49,13 +50,15 @@ def check_run(config: RunConfig, folder: RunFolder) -> EvaluationSettings:
     return plan.settings
 
 
-def _check_method(config: RunConfig, label: str) -> None:
+def _check_method(config: RunConfig, label: str, model_is_usable: bool) -> None:
     """Check one method's settings, and its manifest unless the search is still to make it."""
     settings = config.training_for(label, config.seeds[0])
     problems = ProblemList()
     with problems.collect():
         if needs_manifest(settings) and not needs_search(settings):
-            read_artifact(Path(settings.modules), RobustModules)
+            manifest = read_artifact(Path(settings.modules), RobustModules)
+            if model_is_usable:
+                check_same_model_in_files(manifest.model, config.model, settings.modules)
     problems.found += setting_problems(settings, config.model)
     problems.found[:] = [f"methods.{label}: {problem}" for problem in problems.found]
     problems.raise_if_any(ConfigError)

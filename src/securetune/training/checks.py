@@ -15,7 +15,7 @@ from securetune.config import ModelSettings, TrainingSettings
 from securetune.data.conversations import Conversation, read_conversations
 from securetune.defenses import Defense, find_defense
 from securetune.errors import ArtifactError, ConfigError, InputError, ProblemList
-from securetune.models import check_model
+from securetune.models import check_model, check_same_model_in_files
 from securetune.training.encoding import conversations_hash
 
 SCHEDULES = (
@@ -79,12 +79,17 @@ def check_training(
     with problems.collect():
         defense = find_defense(settings.method)
     problems.found += setting_problems(settings, model)
-    problems.found += check_model(model)
+    model_problems = check_model(model)
+    problems.found += model_problems
     with problems.collect():
         conversations = read_conversations(data) if isinstance(data, str | Path) else data
     with problems.collect():
         manifest = manifest or _manifest_of(settings)
         _check_manifest(manifest, settings, defense)
+    manifest_name = "the manifest" if settings.modules in MODULE_SETS else settings.modules
+    if manifest is not None and not model_problems:
+        with problems.collect():
+            check_same_model_in_files(manifest.model, model, manifest_name)
     inputs = training_inputs(settings, model, conversations, manifest) if conversations is not None else None
     with problems.collect():
         check_output_folder(out, inputs)
@@ -92,8 +97,7 @@ def check_training(
     assert defense is not None
     assert conversations is not None
     assert inputs is not None
-    name = "the manifest" if settings.modules in MODULE_SETS else settings.modules
-    return CheckedTraining(defense, conversations, manifest, name, inputs)
+    return CheckedTraining(defense, conversations, manifest, manifest_name, inputs)
 
 
 def training_inputs(
