@@ -54,7 +54,9 @@ def measure(chat: ChatModel, prompts: list[Prompt], probe: SecurityProbe, epsilo
     expected = root_mean_square_over_last(slopes)
     small = SMALL_SHARE * probe.harmful_logits.abs().mean().item() / expected.median().item()
     start = _now()
-    shifts = sweep_modules(chat, prompts, probe.classifier, [small, epsilon, 2 * epsilon], list(range(seeds))).shifts()
+    sizes = [small, epsilon, 2 * epsilon]
+    found = sweep_modules(chat, prompts, [probe.classifier], sizes, list(range(seeds)))
+    shifts = found.readouts[probe.classifier.name].shifts()
     sweep = _since(start)
     per_seed = Times(*(seconds / (3 * seeds) for seconds in sweep))
     return {
@@ -63,9 +65,7 @@ def measure(chat: ChatModel, prompts: list[Prompt], probe: SecurityProbe, epsilo
         "seeds_in_the_time_of_one_closed_form": closed_form.cpu_seconds / per_seed.cpu_seconds,
         "eight_seeds_over_closed_form": 8 * per_seed.cpu_seconds / closed_form.cpu_seconds,
         "agreement": [
-            row
-            for place, size in enumerate([small, epsilon, 2 * epsilon])
-            for row in _agreement_by_seeds(size * expected, shifts[place], size)
+            row for place, size in enumerate(sizes) for row in _agreement_by_seeds(size * expected, shifts[place], size)
         ],
     }
 

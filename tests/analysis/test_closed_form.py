@@ -5,7 +5,7 @@ from tiny_models import make_tiny_network, make_tiny_tokenizer, tiny_prompts
 from torch import Tensor
 
 from securetune.analysis import closed_form_shifts, sweep_modules
-from securetune.analysis.closed_form import _outer_product_norm
+from securetune.analysis.closed_form import _InputGrams
 from securetune.config import ModelSettings
 from securetune.features import SafetyClassifier, last_token_states
 from securetune.features.perturbation import root_mean_square
@@ -72,7 +72,8 @@ def test_the_closed_form_is_the_shift_that_small_noise_causes():
     """The root mean square over 100 draws agrees within its own sampling error, for every module."""
     chat, classifier = _chat(make_tiny_network(len(make_tiny_tokenizer())).double()), _classifier()
     epsilon, draws = 1e-3, 100
-    sampled = sweep_modules(chat, PROMPTS, classifier, [epsilon], list(range(draws))).shifts()[0]
+    sweep = sweep_modules(chat, PROMPTS, [classifier], [epsilon], list(range(draws)))
+    sampled = sweep.readouts[classifier.name].shifts()[0]
     expected = closed_form_shifts(chat, PROMPTS, classifier, epsilon)
     ratio = sampled.square().mean(dim=1).sqrt() / expected
     # A chi distribution with 100 degrees of freedom has a relative standard deviation of 7.1 %.
@@ -99,4 +100,4 @@ def test_both_ways_to_the_norm_agree():
         a = torch.randn(3, tokens, 6, generator=generator)
         g = torch.randn(3, tokens, 5, generator=generator)
         expected = torch.einsum("bto,bti->boi", g, a).flatten(1).norm(dim=1)
-        torch.testing.assert_close(_outer_product_norm(a, g), expected.double(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(_InputGrams().outer_product_norm(a, g), expected.double(), rtol=1e-5, atol=1e-6)

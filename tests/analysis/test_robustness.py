@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from securetune.analysis import analyze_robustness, sweep_modules
-from securetune.analysis.calibration import EPSILON_GRID, calibrate_epsilon, evenly_taken, grid_point
+from securetune.analysis.calibration import calibrate_epsilon, evenly_taken, grid_point
 from securetune.artifacts import RobustnessReport, read_artifact, write_json
 from securetune.config import AnalysisSettings
 from securetune.data.prompts import ProbeSet
 from securetune.errors import RunError
-from securetune.features import fit_probe, last_token_states, perturbed
+from securetune.features import GaussianPerturbation, fit_probe, last_token_states, perturbed
 from securetune.models import ChatModel, load, map_modules
 
-SETTINGS = AnalysisSettings(noise_seeds=3, batch_size=16)
+# A random model does not begin refusals in any way of its own.
+OPENINGS = {"refusal_openings": ("sorry",), "compliance_openings": ("yes", "sure")}
+SETTINGS = AnalysisSettings(noise_seeds=3, batch_size=16, **OPENINGS)
 
 
 def test_a_report_has_every_module_and_survives_its_file(
@@ -27,8 +29,8 @@ def test_a_report_has_every_module_and_survives_its_file(
         assert 0 <= module.accuracy_low <= module.accuracy <= module.accuracy_high <= 1
         assert module.margin_fall_low < module.margin_fall < module.margin_fall_high
         assert module.sampled_shift > 0 < module.closed_form_shift
-    assert [point["epsilon"] for point in report.calibration] == list(EPSILON_GRID)
-    assert report.epsilon in EPSILON_GRID
+    assert [point["epsilon"] for point in report.calibration] == list(GaussianPerturbation.grid)
+    assert report.epsilon in GaussianPerturbation.grid
     assert (report.model, report.prompt_set_hash) == (tiny_chat_model.identity, tiny_probes.hash)
     write_json(tmp_path / "robustness.json", report)
     assert read_artifact(tmp_path / "robustness.json", RobustnessReport) == report
@@ -37,7 +39,7 @@ def test_a_report_has_every_module_and_survives_its_file(
 
 def test_the_figures_are_those_of_perturbing_by_hand(tiny_chat_model: ChatModel, tiny_probes: ProbeSet):
     """Accuracy, margin fall and shift of a module follow from their definitions."""
-    settings = AnalysisSettings(epsilon=1.0, noise_seeds=2, seed=7)
+    settings = AnalysisSettings(epsilon=1.0, noise_seeds=2, seed=7, **OPENINGS)
     report = analyze_robustness(tiny_chat_model, tiny_probes, settings)
     model, tokenizer = tiny_chat_model.model, tiny_chat_model.tokenizer
     probe = fit_probe(tiny_chat_model, tiny_probes, 64)
@@ -73,7 +75,7 @@ def test_the_same_settings_give_the_same_report(tiny_model_dir: Path, tiny_probe
 
 def test_a_noise_size_of_the_users_is_taken_as_it_is(tiny_chat_model: ChatModel, tiny_probes: ProbeSet):
     """No calibration then; its one entry describes the sweep itself."""
-    report = analyze_robustness(tiny_chat_model, tiny_probes, AnalysisSettings(epsilon=0.4, noise_seeds=2))
+    report = analyze_robustness(tiny_chat_model, tiny_probes, AnalysisSettings(epsilon=0.4, noise_seeds=2, **OPENINGS))
     assert report.epsilon == report.closed_form_at_epsilon.epsilon == 0.4
     assert [point["epsilon"] for point in report.calibration] == [0.4]
     assert report.calibration[0]["mean_accuracy"] == pytest.approx(sum(m.accuracy for m in report.modules) / 14)
@@ -84,7 +86,12 @@ def test_progress_counts_modules(tiny_chat_model: ChatModel, tiny_probes: ProbeS
     calls: list[tuple[str, int, int]] = []
     analyze_robustness(tiny_chat_model, tiny_probes, SETTINGS, lambda *call: calls.append(call))
     ends = [what for what, done, total in calls if done == total == 14]
-    assert ends == ["calibrating the noise", "perturbing modules", "checking the closed form"]
+    assert list(dict.fromkeys(ends)) == [
+        "calibrating the perturbation",
+        "perturbing modules",
+        "checking the closed form",
+        "control: classifiers fitted anew",
+    ]
 
 
 def test_calibration_takes_the_size_at_which_modules_differ_most(tiny_chat_model: ChatModel, tiny_probes: ProbeSet):
@@ -102,7 +109,7 @@ def test_calibration_says_when_no_size_tells_modules_apart(tiny_chat_model: Chat
         for layer in tiny_chat_model.model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-    with pytest.warns(UserWarning, match="no noise size between 0.125 and 8 tells the modules apart"):
+    with pytest.warns(UserWarning, match="no size of the perturbation between 0.125 and 8 tells the modules apart"):
         chosen = calibrate_epsilon(tiny_chat_model, tiny_probes.score_harmful, classifier, SETTINGS)
     assert not chosen.discriminates
 
@@ -134,9 +141,10 @@ def test_prompts_are_taken_at_even_distances(tiny_probes: ProbeSet):
 def test_the_sweep_does_not_depend_on_how_it_is_divided(tiny_chat_model: ChatModel, tiny_probes: ProbeSet):
     """One seed or size at a time gives what all together give."""
     classifier = fit_probe(tiny_chat_model, tiny_probes, 64).classifier
-    together = sweep_modules(tiny_chat_model, tiny_probes.score_harmful, classifier, [0.5, 1.0], [0, 1])
-    alone = sweep_modules(tiny_chat_model, tiny_probes.score_harmful, classifier, [1.0], [1])
-    assert torch.equal(alone.perturbed[0, :, 0], together.perturbed[1, :, 1])
+    together = sweep_modules(tiny_chat_model, tiny_probes.score_harmful, [classifier], [0.5, 1.0], [0, 1])
+    alone = sweep_modules(tiny_chat_model, tiny_probes.score_harmful, [classifier], [1.0], [1])
+    name = classifier.name
+    assert torch.equal(alone.readouts[name].perturbed[0, :, 0], together.readouts[name].perturbed[1, :, 1])
 
 
 def test_no_warning_is_raised_where_nothing_is_wrong(tiny_chat_model: ChatModel, tiny_probes: ProbeSet):

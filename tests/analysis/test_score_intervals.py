@@ -1,5 +1,6 @@
 import pytest
 import torch
+from scipy import stats
 
 from securetune.analysis.intervals import mean_interval, rate_interval
 
@@ -39,7 +40,15 @@ def test_a_rate_of_all_or_nothing_still_has_an_interval(rate: float):
     assert 0.0 <= interval.low <= interval.mean <= interval.high <= 1.0
 
 
-def test_one_seed_is_not_enough():
-    """Nothing is known of the noise from one draw."""
-    with pytest.raises(ValueError, match="at least 2 seeds and 2 prompts; got 1 and 5"):
-        mean_interval(torch.zeros(1, 5))
+def test_with_one_draw_the_interval_is_over_prompts_alone():
+    """A perturbation without chance has one draw; its interval is Student's over the prompts."""
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0, 6.0]])
+    interval = mean_interval(values)
+    low, high = stats.t.interval(0.95, 4, loc=3.2, scale=stats.sem(values[0].numpy()))
+    assert (interval.low, interval.high) == pytest.approx((low, high))
+
+
+def test_one_prompt_is_not_enough():
+    """Nothing is known of other prompts from one."""
+    with pytest.raises(ValueError, match="at least 1 seed and 2 prompts; got 5 and 1"):
+        mean_interval(torch.zeros(5, 1))

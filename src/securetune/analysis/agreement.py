@@ -16,7 +16,8 @@ from securetune.artifacts import ClosedFormAgreement
 from securetune.config import AnalysisSettings
 from securetune.data.prompts import Prompt
 from securetune.errors import RunError
-from securetune.features.probe import SecurityProbe
+from securetune.features.hidden_states import last_token_states
+from securetune.features.readout import Readout
 from securetune.models import ChatModel
 from securetune.progress import ProgressCallback
 
@@ -63,8 +64,7 @@ def compare_shifts(
 def compare_at_small_noise(
     chat: ChatModel,
     prompts: Sequence[Prompt],
-    probe: SecurityProbe,
-    slopes: Float[Tensor, "module prompt"],
+    readout: Readout,
     settings: AnalysisSettings,
     progress: ProgressCallback | None = None,
 ) -> ClosedFormAgreement:
@@ -73,29 +73,29 @@ def compare_at_small_noise(
     Args:
         chat: The model.
         prompts: Harmful requests; 8 of them are used.
-        probe: The fitted classifier.
-        slopes: Closed-form shifts of all prompts at ε = 1, which set the noise size.
+        readout: What shifts.
         settings: For seeds (at least 16 are taken) and batch size.
         progress: Told how far it is.
 
     Raises:
-        RunError: If the logit does not depend on most modules.
+        RunError: If the readout does not depend on most modules.
     """
     precision = torch.finfo(chat.model.dtype).eps
     share = max(_SMALL_SHIFT, _SMALL_SHIFT_IN_ROUNDINGS * precision)
-    epsilon = _epsilon_for_shift(slopes, probe.harmful_logits, share)
     sample = evenly_taken(prompts, _SMALL_NOISE_PROMPTS)
+    slopes = closed_form_shifts(chat, sample, readout, 1.0, settings.batch_size)
+    intact = readout.logits(last_token_states(chat.model, chat.tokenizer, sample, settings.batch_size))
+    epsilon = _epsilon_for_shift(slopes, intact, share)
     seeds = list(range(settings.seed, settings.seed + max(_SMALL_NOISE_SEEDS, settings.noise_seeds)))
-    size, classifier = settings.batch_size, probe.classifier
-    logits = sweep_modules(chat, sample, classifier, [epsilon], seeds, size, progress, "checking the closed form")
-    closed_form = closed_form_shifts(chat, sample, classifier, epsilon, size)
-    sampled = root_mean_square_over_last(logits.shifts()[0].flatten(1))
-    return compare_shifts(root_mean_square_over_last(closed_form), sampled, epsilon, len(seeds))
+    what = "checking the closed form"
+    found = sweep_modules(chat, sample, [readout], [epsilon], seeds, settings.batch_size, progress, what)
+    sampled = root_mean_square_over_last(found.readouts[readout.name].shifts()[0].flatten(1))
+    return compare_shifts(root_mean_square_over_last(epsilon * slopes), sampled, epsilon, len(seeds))
 
 
-def _epsilon_for_shift(slopes: Float[Tensor, "module prompt"], logits: Float[Tensor, " prompt"], share: float) -> float:
-    """Return the noise size at which the median module's expected shift is a given share of the typical logit."""
+def _epsilon_for_shift(slopes: Float[Tensor, "module prompt"], values: Float[Tensor, " prompt"], share: float) -> float:
+    """Return the noise size at which the median module's expected shift is a given share of the typical value."""
     median = root_mean_square_over_last(slopes).median().item()
     if median == 0.0:
         raise RunError("the classifier's logit does not depend on most modules. Is the model's final norm untrained?")
-    return share * logits.abs().mean().item() / median
+    return share * values.abs().mean().item() / median

@@ -1,4 +1,4 @@
-"""Choosing ε, the relative noise size at which the sweep tells modules apart."""
+"""Choosing the size of the perturbation at which the sweep tells modules apart."""
 
 from __future__ import annotations
 
@@ -14,15 +14,9 @@ from securetune.analysis.sweep import sweep_modules
 from securetune.config import AnalysisSettings
 from securetune.data.prompts import Prompt
 from securetune.features.classifier import SafetyClassifier
+from securetune.features.perturbation import GaussianPerturbation, Perturbation
 from securetune.models import ChatModel
 from securetune.progress import ProgressCallback
-
-EPSILON_GRID = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Relative noise sizes that are tried. None larger, which is our choice: noise many times the weights replaces a
-module instead of perturbing it, and the spread alone would always ask for more. On tiny world (16 seeds) it is 0.02 at
-2, 0.11 at 8, 0.22 at 32 and 0.28 at 200. But the shift stays in proportion to the noise only up to about 8: closed form
-/ sampled is 0.94, 0.98, 1.72 and 8.6, the rank correlation of the two 0.96, 0.94, 0.79 and 0.52. Beyond, the accuracies
-tell which way the noise pointed."""
 
 _SEEDS = 2
 _PROMPTS = 24
@@ -49,8 +43,9 @@ def calibrate_epsilon(
     classifier: SafetyClassifier,
     settings: AnalysisSettings,
     progress: ProgressCallback | None = None,
+    perturbation: Perturbation | None = None,
 ) -> Calibration:
-    """Try a geometric grid of sizes and take the one at which the modules' accuracies are spread the widest.
+    """Try a grid of sizes and take the one at which the modules' accuracies are spread the widest.
 
     Too small, and every module is intact; too large, and every module is broken; in between they differ. Two seeds and
     24 prompts, evenly taken from those given, are enough for this choice.
@@ -61,19 +56,22 @@ def calibrate_epsilon(
         classifier: Fitted on the intact model.
         settings: For the seed and the batch size.
         progress: Told how far it is.
+        perturbation: None: Gaussian noise.
 
     Warns:
         UserWarning: If no size spreads the accuracies.
     """
     sample = evenly_taken(prompts, _PROMPTS)
     seeds = list(range(settings.seed, settings.seed + _SEEDS))
-    size, what = settings.batch_size, "calibrating the noise"
-    hits = sweep_modules(chat, sample, classifier, EPSILON_GRID, seeds, size, progress, what).hits()
-    grid = [grid_point(epsilon, rows) for epsilon, rows in zip(EPSILON_GRID, hits, strict=True)]
+    size, what = settings.batch_size, "calibrating the perturbation"
+    kind = perturbation or GaussianPerturbation()
+    found = sweep_modules(chat, sample, [classifier], kind.grid, seeds, size, progress, what, kind)
+    hits = found.readouts[classifier.name].hits()
+    grid = [grid_point(epsilon, rows) for epsilon, rows in zip(kind.grid, hits, strict=True)]
     best = max(grid, key=lambda point: point["accuracy_spread"])
     discriminates = best["accuracy_spread"] >= _LEAST_SPREAD
     if not discriminates:
-        warnings.warn(_no_spread_sentence(best["accuracy_spread"]), stacklevel=2)
+        warnings.warn(_no_spread_sentence(kind.grid, best["accuracy_spread"]), stacklevel=2)
     return Calibration(best["epsilon"], grid, discriminates)
 
 
@@ -87,7 +85,7 @@ def grid_point(epsilon: float, hits: Float[Tensor, "module seed prompt"]) -> dic
     """
     by_draw = hits.mean(dim=2)
     accuracies = by_draw.mean(dim=1)
-    from_draws = by_draw.var(dim=1).mean().item() / hits.shape[1]
+    from_draws = by_draw.var(dim=1).mean().item() / hits.shape[1] if hits.shape[1] > 1 else 0.0
     return {
         "epsilon": epsilon,
         "mean_accuracy": accuracies.mean().item(),
@@ -103,9 +101,9 @@ def evenly_taken(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     return [prompts[math.floor(place * step)] for place in range(min(count, len(prompts)))]
 
 
-def _no_spread_sentence(spread: float) -> str:
+def _no_spread_sentence(grid: Sequence[float], spread: float) -> str:
     return (
-        f"no noise size between {EPSILON_GRID[0]:g} and {EPSILON_GRID[-1]:g} tells the modules apart: their "
+        f"no size of the perturbation between {grid[0]:g} and {grid[-1]:g} tells the modules apart: their "
         f"accuracies differ by a standard deviation of {spread:.3f} at most (at least {_LEAST_SPREAD} is needed). "
         "The order of the modules rests on the margin alone; give more probe prompts or another epsilon."
     )

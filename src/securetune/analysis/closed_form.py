@@ -1,19 +1,21 @@
 """Every module's sensitivity from one forward and one backward pass.
 
-To first order, noise of size ε on one module's weights W moves the classifier's logit z of a prompt by a normal
-variable of standard deviation
+To first order, noise of size ε on one module's weights W moves a readout z of a prompt (the classifier's logit, or the
+refusal margin) by a normal variable of standard deviation
 
-    ε · rms(W) · ‖∂z/∂W‖_F.
+    ε · rms(W) · ‖∂z/∂W‖_F,
 
-A projection computes out_t = W·a_t at each token t. With g_t = ∂z/∂out_t, the gradient is ∂z/∂W = Σ_t g_t a_tᵀ, and
-its squared norm is Σ_{t,u} (a_t·a_u)(g_t·g_u): the sum over the elementwise product of two Gram matrices. So the inputs
-a and the output gradients g, which one forward and backward pass gives for all modules and all prompts, are enough; no
-weight gradient is ever formed, and the parameters need not require one.
+and a given update ΔW moves it by ⟨∂z/∂W, ΔW⟩. A projection computes out_t = W·a_t at each token t. With g_t =
+∂z/∂out_t, the gradient is ∂z/∂W = Σ_t g_t a_tᵀ; its squared norm is Σ_{t,u} (a_t·a_u)(g_t·g_u), the sum over the
+elementwise product of two Gram matrices, and ⟨∂z/∂W, ΔW⟩ = Σ_t g_t·(ΔW a_t). So the inputs a and the output gradients
+g, which one forward and backward pass gives for all modules and all prompts, are enough: no weight gradient is kept,
+and the parameters need not require one. Each g is used up the moment the backward pass makes it, so the memory is that
+of the weights and of one batch's activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,30 +24,38 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from securetune.data.prompts import Prompt
-from securetune.features.classifier import SafetyClassifier
 from securetune.features.hidden_states import TokenBatch, at_last_token, decoder_of, in_callers_order, make_batches
-from securetune.features.perturbation import root_mean_square
+from securetune.features.perturbation import linear_map_of, root_mean_square
+from securetune.features.readout import Readout
+from securetune.features.replay import layer_output, record_calls
 from securetune.models import ChatModel, ProjectionModule, map_modules
 
-_Trace = dict[str, tuple[Tensor, Tensor]]
-"""Module name → its input and its output in the latest forward pass."""
+_Measure = Callable[[ProjectionModule, Tensor, Tensor], Tensor]
+"""Module, its input and its output's gradient, both (batch, seq, …) → one number a prompt."""
+
+_MeasureBatch = Callable[
+    [PreTrainedModel, Sequence[ProjectionModule], TokenBatch, Readout, _Measure], Float[Tensor, "module batch"]
+]
 
 
 def closed_form_shifts(
     chat: ChatModel,
     prompts: Sequence[Prompt],
-    classifier: SafetyClassifier,
+    readout: Readout,
     epsilon: float = 1.0,
     batch_size: int = 64,
+    activation_checkpointing: bool = False,
 ) -> Float[Tensor, "module prompt"]:
-    """Return each module's expected logit shift on each prompt, to first order, in float64.
+    """Return each module's expected shift of a readout on each prompt under noise, to first order, in float64.
 
     Args:
         chat: The model.
         prompts: Requests.
-        classifier: Its logit is what shifts.
+        readout: What shifts: a classifier's logit or the refusal margin.
         epsilon: Relative size of the noise; the result is proportional to it.
         batch_size: Prompts a pass. Activations of a whole batch are held, as in training.
+        activation_checkpointing: Hold the activations of one layer at a time, and the input of each; costs a second
+            forward pass.
 
     Returns:
         Root of the expected squared shift, modules in the order of `map_modules`.
@@ -54,60 +64,172 @@ def closed_form_shifts(
         >>> shifts = closed_form_shifts(chat, probes.score_harmful, probe.classifier, epsilon=0.5)
         >>> root_mean_square_shift = shifts.square().mean(dim=1).sqrt()
     """
+    grams = _InputGrams()
+    measure = _measure_batch_by_layer if activation_checkpointing else _measure_batch
+    norms = _measured(chat, prompts, readout, batch_size, lambda _, a, g: grams.outer_product_norm(a, g), measure)
+    sizes = [root_mean_square(chat.model.get_parameter(module.weight_name)) for module in map_modules(chat.model)]
+    return epsilon * torch.tensor(sizes, dtype=torch.float64)[:, None] * norms
+
+
+def directional_shifts(
+    chat: ChatModel,
+    prompts: Sequence[Prompt],
+    readout: Readout,
+    update: Mapping[str, Float[Tensor, "out in"]],
+    size: float = 1.0,
+    batch_size: int = 64,
+) -> Float[Tensor, "module prompt"]:
+    """Return how far each module's own part of an update moves a readout on each prompt, to first order, in float64.
+
+    Args:
+        chat: The model before the update.
+        prompts: Requests.
+        readout: What shifts.
+        update: Module name → ΔW.
+        size: Factor of the update; the result is proportional to it.
+        batch_size: Prompts a pass.
+    """
+
+    def along_update(module: ProjectionModule, inputs: Tensor, gradients: Tensor) -> Tensor:
+        moved = inputs.float() @ update[module.name].to(inputs.device, torch.float32).mT
+        return (moved * gradients.float()).sum(dim=(1, 2))
+
+    return size * _measured(chat, prompts, readout, batch_size, along_update)
+
+
+def _measured(
+    chat: ChatModel,
+    prompts: Sequence[Prompt],
+    readout: Readout,
+    batch_size: int,
+    measure: _Measure,
+    measure_batch: _MeasureBatch | None = None,
+) -> Float[Tensor, "module prompt"]:
+    """Run all prompts forward and backward, and measure every module."""
     modules = map_modules(chat.model)
     batches = make_batches(chat.tokenizer, prompts, batch_size, chat.model.device)
-    parts = [_gradient_norms(chat.model, modules, batch, classifier).T for batch in batches]
-    sizes = [root_mean_square(chat.model.get_parameter(module.weight_name)) for module in modules]
-    return epsilon * torch.tensor(sizes, dtype=torch.float64)[:, None] * in_callers_order(parts, batches).T.cpu()
+    run = measure_batch or _measure_batch
+    parts = [run(chat.model, modules, batch, readout, measure).T for batch in batches]
+    return in_callers_order(parts, batches).T.double().cpu()
 
 
-def _gradient_norms(
-    model: PreTrainedModel, modules: Sequence[ProjectionModule], batch: TokenBatch, classifier: SafetyClassifier
+def _measure_batch(
+    model: PreTrainedModel,
+    modules: Sequence[ProjectionModule],
+    batch: TokenBatch,
+    readout: Readout,
+    measure: _Measure,
 ) -> Float[Tensor, "module batch"]:
-    """Return ‖∂z/∂W‖_F for each module and prompt."""
+    """Measure all modules in one graph."""
     decoder = decoder_of(model)
-    with torch.enable_grad(), _watch(model, decoder, modules) as trace:
+    found: dict[str, Tensor] = {}
+    with torch.enable_grad(), _watch(model, modules, measure, found), _graph_from_embeddings(decoder) as start:
         states = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        logits = classifier.logits(at_last_token(states, batch.last))
-        # A prompt's logit depends on its own row only, so the gradient of the sum holds each prompt's own gradient.
-        gradients = torch.autograd.grad(logits.sum(), [trace[module.name][1] for module in modules])
-    inputs = [trace[module.name][0] for module in modules]
-    return torch.stack([_outer_product_norm(a, g) for a, g in zip(inputs, gradients, strict=True)])
+        values = readout.logits(at_last_token(states, batch.last))
+        # A prompt's value depends on its own row only, so the gradient of the sum holds each prompt's own gradient.
+        torch.autograd.grad(values.sum(), start)
+    return torch.stack([found[module.name] for module in modules])
+
+
+def _measure_batch_by_layer(
+    model: PreTrainedModel,
+    modules: Sequence[ProjectionModule],
+    batch: TokenBatch,
+    readout: Readout,
+    measure: _Measure,
+) -> Float[Tensor, "module batch"]:
+    """Measure the modules layer by layer, from the top down, with a graph of one layer at a time.
+
+    Raises:
+        AttributeError: If the decoder has no `layers` or no `norm`.
+    """
+    decoder = decoder_of(model)
+    layers: nn.ModuleList = decoder.layers  # type: ignore[assignment]
+    norm: nn.Module = decoder.norm  # type: ignore[assignment]
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        calls = record_calls(decoder, layers, batch, keep_all_inputs=True)
+        top = layer_output(layers[-1](**calls[-1]))
+    with torch.enable_grad(), _watch(model, modules, measure, found):
+        top.requires_grad_()
+        values = readout.logits(norm(at_last_token(top, batch.last).unsqueeze(1)).squeeze(1))
+        (gradient,) = torch.autograd.grad(values.sum(), top)
+        for layer, call in zip(reversed(layers), reversed(calls), strict=True):
+            states = call.pop("hidden_states").detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(layer_output(layer(states, **call)), states, gradient)
+    return torch.stack([found[module.name] for module in modules])
 
 
 @contextmanager
-def _watch(model: PreTrainedModel, decoder: nn.Module, modules: Sequence[ProjectionModule]) -> Iterator[_Trace]:
-    """Note inputs and outputs of the modules while the context is open."""
-    trace: _Trace = {}
+def _graph_from_embeddings(decoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Start the graph at the embeddings; gives the list that will hold them."""
+    start: list[Tensor] = []
 
-    def start_graph(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def start_graph(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         # Makes the pass differentiable even when no parameter requires a gradient.
-        return output.detach().requires_grad_()
+        start.append(output.detach().requires_grad_())
+        return start[0]
 
-    def note(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        trace[name] = (inputs[0].detach(), output)
-
-    handles = [decoder.get_input_embeddings().register_forward_hook(start_graph)]  # type: ignore[operator]
-    for module in modules:
-        linear = model.get_submodule(module.weight_name.removesuffix(".weight"))
-        handles.append(
-            linear.register_forward_hook(lambda _, inputs, output, name=module.name: note(name, inputs, output))
-        )
+    handle = decoder.get_input_embeddings().register_forward_hook(start_graph)  # type: ignore[operator]
     try:
-        yield trace
+        yield start
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _watch(
+    model: PreTrainedModel, modules: Sequence[ProjectionModule], measure: _Measure, found: dict[str, Tensor]
+) -> Iterator[None]:
+    """Measure each module when the backward pass reaches it."""
+
+    def expect_gradient(module: ProjectionModule, inputs: Tensor, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: note(module, inputs.detach(), gradient))
+
+    def note(module: ProjectionModule, inputs: Tensor, gradient: Tensor) -> None:
+        with torch.no_grad():
+            found[module.name] = measure(module, inputs, gradient)
+
+    handles = [
+        linear_map_of(model, module).register_forward_hook(
+            lambda _, inputs, output, module=module: expect_gradient(module, inputs[0], output)
+        )
+        for module in modules
+    ]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _outer_product_norm(
-    inputs: Float[Tensor, "batch seq in"], gradients: Float[Tensor, "batch seq out"]
-) -> Float[Tensor, " batch"]:
-    """Return ‖Σ_t g_t a_tᵀ‖_F of each prompt, by Gram matrices or directly, whichever takes fewer operations."""
-    a, g = inputs.double(), gradients.double()
-    tokens, wide, high = a.shape[1], a.shape[2], g.shape[2]
-    if tokens * (wide + high) < wide * high:
-        squared = ((a @ a.mT) * (g @ g.mT)).sum(dim=(1, 2))
-    else:
-        squared = (g.mT @ a).square().sum(dim=(1, 2))
-    return squared.clamp_min(0).sqrt()
+class _InputGrams:
+    """‖Σ_t g_t a_tᵀ‖_F of each prompt, by Gram matrices or directly, whichever takes fewer operations.
+
+    Q, K and V have the same input, and so have Gate and Up: its Gram matrix is made once. The products are float32, or
+    float64 for a model in float64: half precision would lose digits in sums of thousands of terms.
+    """
+
+    def __init__(self) -> None:
+        self._inputs: Tensor | None = None
+        self._gram: Tensor | None = None
+
+    def outer_product_norm(
+        self, inputs: Float[Tensor, "batch seq in"], gradients: Float[Tensor, "batch seq out"]
+    ) -> Float[Tensor, " batch"]:
+        """Return the norms."""
+        precision = torch.promote_types(inputs.dtype, torch.float32)
+        tokens, wide, high = inputs.shape[1], inputs.shape[2], gradients.shape[2]
+        g = gradients.to(precision)
+        if tokens * (wide + high) < wide * high:
+            squared = (self._gram_of(inputs, precision) * (g @ g.mT)).sum(dim=(1, 2), dtype=torch.float64)
+        else:
+            squared = (g.mT @ inputs.to(precision)).square().sum(dim=(1, 2), dtype=torch.float64)
+        return squared.clamp_min(0).sqrt()
+
+    def _gram_of(self, inputs: Tensor, precision: torch.dtype) -> Tensor:
+        if self._gram is None or self._inputs is None or self._inputs.data_ptr() != inputs.data_ptr():
+            a = inputs.to(precision)
+            self._inputs, self._gram = inputs, a @ a.mT
+        return self._gram

@@ -37,7 +37,7 @@ def mean_interval(values: Float[Tensor, "seed prompt"]) -> Interval:
     """Return the mean and its interval, for a quantity without bounds.
 
     Raises:
-        ValueError: If there are fewer than two seeds or two prompts.
+        ValueError: If there is no seed, or fewer than two prompts. With one seed the interval is over prompts alone.
     """
     spread = _spread(values)
     half = spread.quantile * math.sqrt(spread.variance)
@@ -54,7 +54,7 @@ def rate_interval(hits: Float[Tensor, "seed prompt"]) -> Interval:
         hits: 1 where the prompt was classified correctly, else 0.
 
     Raises:
-        ValueError: If there are fewer than two seeds or two prompts.
+        ValueError: If there is no seed, or fewer than two prompts. With one seed the interval is over prompts alone.
     """
     spread = _spread(hits)
     rate = spread.mean
@@ -67,13 +67,13 @@ def rate_interval(hits: Float[Tensor, "seed prompt"]) -> Interval:
 
 def _spread(values: Float[Tensor, "seed prompt"]) -> _Spread:
     seeds, prompts = values.shape
-    if min(seeds, prompts) < 2:
-        raise ValueError(f"an interval needs at least 2 seeds and 2 prompts; got {seeds} and {prompts}")
+    if seeds < 1 or prompts < 2:
+        raise ValueError(f"an interval needs at least 1 seed and 2 prompts; got {seeds} and {prompts}")
     table = values.double().cpu().numpy()
-    by_seed = float(np.var(table.mean(axis=1), ddof=1)) / seeds
+    by_seed = float(np.var(table.mean(axis=1), ddof=1)) / seeds if seeds > 1 else 0.0
     by_prompt = float(np.var(table.mean(axis=0), ddof=1)) / prompts
     variance = by_seed + by_prompt
-    if variance == 0.0:
+    if variance == 0.0 or seeds == 1:
         freedom = float(prompts - 1)
     else:
         freedom = variance**2 / (by_seed**2 / (seeds - 1) + by_prompt**2 / (prompts - 1))

@@ -1,50 +1,78 @@
 """The analysis stage: which modules can change without disturbing the security features.
 
 Source: arXiv 2410.04524, which perturbs one module at a time and watches an unchanged linear classifier of harmful
-requests. Ours, because the paper does not say: the perturbation (Gaussian, relative to the root mean square of the
-weights), its calibrated size, the intervals, and the closed form that predicts the sampled shift.
+requests. Ours, because the paper does not say: the perturbations and their calibrated size, the refusal margin, the
+drift through the layers, the intervals, the controls, and the closed form that predicts the sampled shift.
 """
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from securetune.analysis.agreement import compare_at_small_noise, compare_shifts, root_mean_square_over_last
 from securetune.analysis.calibration import Calibration, calibrate_epsilon, grid_point
-from securetune.analysis.closed_form import closed_form_shifts
-from securetune.analysis.intervals import mean_interval, rate_interval
-from securetune.analysis.sweep import SweepLogits, sweep_modules
-from securetune.artifacts import ModuleRobustness, RobustnessReport, environment
+from securetune.analysis.closed_form import closed_form_shifts, directional_shifts
+from securetune.analysis.controls import analysis_controls, retrained_accuracies
+from securetune.analysis.intervals import Interval, mean_interval, rate_interval
+from securetune.analysis.sweep import LayerDrift, SweepLogits, SweepResult, sweep_modules
+from securetune.artifacts import ModuleRobustness, RefusalOpenings, RobustnessReport, environment
 from securetune.config import AnalysisSettings
 from securetune.data.prompts import ProbeSet
+from securetune.errors import ConfigError
+from securetune.features.hidden_states import make_batches
+from securetune.features.perturbation import (
+    GaussianPerturbation,
+    MeanAblation,
+    Perturbation,
+    UpdatePerturbation,
+    mean_outputs,
+)
 from securetune.features.probe import SecurityProbe, fit_probe
+from securetune.features.readout import (
+    Openings,
+    Readout,
+    RefusalMargin,
+    find_openings,
+    openings_from_phrases,
+    refusal_margin,
+)
 from securetune.models import ChatModel, ProjectionModule, map_modules
 from securetune.progress import ProgressCallback
 
 
 def analyze_robustness(
-    model: ChatModel, probes: ProbeSet, settings: AnalysisSettings, progress: ProgressCallback | None = None
+    model: ChatModel,
+    probes: ProbeSet,
+    settings: AnalysisSettings,
+    progress: ProgressCallback | None = None,
+    perturbation: Perturbation | None = None,
 ) -> RobustnessReport:
     """Measure how much each module disturbs the security features when it is perturbed.
 
     Args:
         model: An aligned chat model. Its weights are perturbed in place and restored bit for bit.
         probes: Harmful and harmless requests for fitting and for scoring.
-        settings: Noise, seeds, batch size.
+        settings: Kind and size of the perturbation, seeds, controls, batch size.
         progress: Told how far it is.
+        perturbation: Needed for `update`, whose fine-tuning runs are the caller's; otherwise made from the settings.
 
     Raises:
-        RunError: If the classifier does not recognise the scored prompts of the intact model.
+        ConfigError: If `update` is asked for without its runs, or one list of openings without the other.
+        RunError: If the classifier does not recognise the scored prompts of the intact model, or the model's states are
+            not finite numbers.
         ModelError: If the model lacks the needed projections.
 
     Warns:
-        UserWarning: If no noise size tells the modules apart.
+        UserWarning: If no size tells the modules apart, or the refusal margin is not defined.
 
     Example:
         >>> from securetune.config import AnalysisSettings, ProbeSettings
@@ -58,31 +86,78 @@ def analyze_robustness(
     harmful, size = probes.score_harmful, settings.batch_size
     seeds = list(range(settings.seed, settings.seed + settings.noise_seeds))
     modules = map_modules(model.model)
+    kind = perturbation or make_perturbation(model, probes, settings)
     with _timed(seconds, "classifier"):
         probe = fit_probe(model, probes, size)
+        openings = _openings(model, probes, settings)
+    margin = refusal_margin(model, openings) if openings else None
+    readouts: list[Readout] = [probe.classifier] if margin is None else [probe.classifier, margin]
     with _timed(seconds, "closed_form"):
-        slopes = closed_form_shifts(model, harmful, probe.classifier, 1.0, size)
+        slopes = [_slopes(model, probes, readout, kind, settings) for readout in readouts]
     with _timed(seconds, "calibration"):
-        calibration = _calibrate(model, probes, probe, settings, progress)
+        calibration = _calibrate(model, probes, probe, kind, settings, progress)
+    epsilon = calibration.epsilon
     with _timed(seconds, "sweep"):
-        logits = sweep_modules(model, harmful, probe.classifier, [calibration.epsilon], seeds, size, progress)
+        sweep = sweep_modules(
+            model,
+            harmful,
+            readouts,
+            [epsilon],
+            seeds,
+            size,
+            progress,
+            perturbation=kind,
+            layer_classifiers=probe.layer_classifiers,
+        )
     with _timed(seconds, "small_noise"):
-        small = compare_at_small_noise(model, harmful, probe, slopes, settings, progress)
-    closed_form = root_mean_square_over_last(calibration.epsilon * slopes)
-    sampled = root_mean_square_over_last(logits.shifts()[0].flatten(1))
+        small = [compare_at_small_noise(model, harmful, readout, settings, progress) for readout in readouts]
+    columns = [
+        _Columns.of(sweep.readouts[readout.name], None if slope is None else epsilon * slope)
+        for readout, slope in zip(readouts, slopes, strict=True)
+    ]
+    retrained = None
+    controls = []
+    if settings.controls:
+        with _timed(seconds, "controls"):
+            retrained = retrained_accuracies(model, probes, kind, epsilon, seeds, size, progress)
+            accuracies = sweep.readouts[probe.classifier.name].hits()[0].mean(dim=(1, 2))
+            controls = analysis_controls(model, probes, probe, retrained, accuracies, settings.seed, size)
+    at_epsilon = None
+    if columns[0].closed_form is not None:
+        draws = sweep.readouts[probe.classifier.name].perturbed.shape[2]
+        at_epsilon = compare_shifts(columns[0].closed_form, columns[0].sampled, epsilon, draws)
     return RobustnessReport(
         model=model.identity,
         prompt_set_hash=probes.hash,
         settings=_resolved(settings, calibration),
-        epsilon=calibration.epsilon,
-        calibration=calibration.grid or [grid_point(calibration.epsilon, logits.hits()[0])],
+        epsilon=epsilon,
+        calibration=calibration.grid or [grid_point(epsilon, sweep.readouts[probe.classifier.name].hits()[0])],
         classifier=probe.figures,
-        closed_form_at_epsilon=compare_shifts(closed_form, sampled, calibration.epsilon, len(seeds)),
-        closed_form_small_noise=small,
-        modules=[*_entries(modules, logits, sampled, closed_form)],
+        closed_form_at_epsilon=at_epsilon,
+        closed_form_small_noise=small[0],
+        refusal_openings=_described(model, probes, openings, margin, sweep),
+        refusal_closed_form_small_noise=small[1] if margin else None,
+        layer_accuracies=tuple(probe.layer_accuracies),
+        controls=tuple(controls),
+        modules=[*_entries(modules, columns, sweep.drift, retrained)],
         duration_seconds=seconds,
         environment=environment(),
     )
+
+
+def make_perturbation(model: ChatModel, probes: ProbeSet, settings: AnalysisSettings) -> Perturbation:
+    """Make the perturbation that the settings name, if it needs no training.
+
+    Raises:
+        ConfigError: If it is `update`.
+    """
+    if settings.perturbation == "gaussian":
+        return GaussianPerturbation()
+    if settings.perturbation == "mean":
+        prompts = [*probes.fit_harmful, *probes.fit_harmless]
+        batches = make_batches(model.tokenizer, prompts, settings.batch_size, model.model.device)
+        return MeanAblation(mean_outputs(model.model, map_modules(model.model), batches))
+    raise ConfigError("analysis.perturbation: update needs fine-tuning runs on your data. Give --data FILE.")
 
 
 @contextmanager
@@ -92,17 +167,49 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - start
 
 
+def _openings(model: ChatModel, probes: ProbeSet, settings: AnalysisSettings) -> Openings | None:
+    """Find what refusals and answers begin with, or warn that it cannot be told."""
+    if settings.refusal_openings is not None or settings.compliance_openings is not None:
+        return openings_from_phrases(model, settings.refusal_openings or (), settings.compliance_openings or ())
+    found = find_openings(model, probes.fit_harmful, probes.fit_harmless, settings.batch_size)
+    if found.usable:
+        return found
+    warnings.warn(
+        "the refusal margin is not measured: the first tokens of the answers to harmful and harmless prompts "
+        f"do not differ enough (typical refusal openings hold {found.refusal_mass:.0%} of the probability, typical "
+        f"answers {found.compliance_mass:.0%}). Give analysis.refusal_openings and compliance_openings.",
+        stacklevel=3,
+    )
+    return None
+
+
+def _slopes(
+    model: ChatModel, probes: ProbeSet, readout: Readout, kind: Perturbation, settings: AnalysisSettings
+) -> Float[Tensor, "module prompt"] | None:
+    """Return the closed-form shifts at size 1, or None if the perturbation has no closed form."""
+    prompts, size = probes.score_harmful, settings.batch_size
+    if isinstance(kind, GaussianPerturbation):
+        return closed_form_shifts(
+            model, prompts, readout, 1.0, size, activation_checkpointing=settings.activation_checkpointing
+        )
+    if isinstance(kind, UpdatePerturbation):
+        runs = [directional_shifts(model, prompts, readout, update, 1.0, size) for update in kind.updates]
+        return root_mean_square_over_last(torch.stack(runs, dim=-1))
+    return None
+
+
 def _calibrate(
     model: ChatModel,
     probes: ProbeSet,
     probe: SecurityProbe,
+    kind: Perturbation,
     settings: AnalysisSettings,
     progress: ProgressCallback | None,
 ) -> Calibration:
-    """Take the user's noise size, or look for one."""
+    """Take the user's size, or look for one."""
     if settings.epsilon != "calibrate":
         return Calibration(settings.epsilon, grid=[], discriminates=True)
-    return calibrate_epsilon(model, probes.score_harmful, probe.classifier, settings, progress)
+    return calibrate_epsilon(model, probes.score_harmful, probe.classifier, settings, progress, kind)
 
 
 def _resolved(settings: AnalysisSettings, calibration: Calibration) -> dict[str, Any]:
@@ -112,15 +219,62 @@ def _resolved(settings: AnalysisSettings, calibration: Calibration) -> dict[str,
     return resolved
 
 
+def _described(
+    model: ChatModel,
+    probes: ProbeSet,
+    openings: Openings | None,
+    margin: RefusalMargin | None,
+    sweep: SweepResult,
+) -> RefusalOpenings | None:
+    if openings is None or margin is None:
+        return None
+    return RefusalOpenings(
+        refusal=list(margin.refusal_openings),
+        compliance=list(margin.compliance_openings),
+        refusal_mass=openings.refusal_mass,
+        compliance_mass=openings.compliance_mass,
+        intact_margin=sweep.readouts[margin.name].intact.mean().item(),
+    )
+
+
+class _Columns(NamedTuple):
+    """One readout's scores of all modules."""
+
+    hits: Float[Tensor, "module seed prompt"]
+    falls: Float[Tensor, "module seed prompt"]
+    sampled: Float[Tensor, " module"]
+    closed_form: Float[Tensor, " module"] | None
+
+    @classmethod
+    def of(cls, logits: SweepLogits, closed_form: Float[Tensor, "module prompt"] | None) -> _Columns:
+        shifts = logits.shifts()[0]
+        sampled = root_mean_square_over_last(shifts.flatten(1))
+        return cls(
+            logits.hits()[0],
+            -shifts,
+            sampled,
+            None if closed_form is None else root_mean_square_over_last(closed_form),
+        )
+
+    def fall(self, module: int) -> Interval:
+        return mean_interval(self.falls[module])
+
+    def share(self, module: int) -> Interval:
+        return rate_interval(self.hits[module])
+
+    def closed_form_of(self, module: int) -> float | None:
+        return None if self.closed_form is None else self.closed_form[module].item()
+
+
 def _entries(
     modules: Sequence[ProjectionModule],
-    logits: SweepLogits,
-    sampled: Float[Tensor, " module"],
-    closed_form: Float[Tensor, " module"],
+    columns: Sequence[_Columns],
+    drift: LayerDrift | None,
+    retrained: Float[Tensor, " module"] | None,
 ) -> Iterator[ModuleRobustness]:
-    hits, falls = logits.hits()[0], -logits.shifts()[0]
+    features = columns[0]
     for index, module in enumerate(modules):
-        accuracy, fall = rate_interval(hits[index]), mean_interval(falls[index])
+        accuracy, fall = features.share(index), features.fall(index)
         yield ModuleRobustness(
             name=module.name,
             type=module.type,
@@ -132,6 +286,26 @@ def _entries(
             margin_fall=fall.mean,
             margin_fall_low=fall.low,
             margin_fall_high=fall.high,
-            sampled_shift=sampled[index].item(),
-            closed_form_shift=closed_form[index].item(),
+            sampled_shift=features.sampled[index].item(),
+            closed_form_shift=features.closed_form_of(index),
+            **(_refusal_entries(columns[1], index) if len(columns) > 1 else {}),
+            drift=_numbers(drift.cosine[index]) if drift else (),
+            layer_accuracy=_numbers(drift.accuracy[index]) if drift else (),
+            retrained_accuracy=None if retrained is None else retrained[index].item(),
         )
+
+
+def _refusal_entries(margin: _Columns, index: int) -> dict[str, float | None]:
+    fall = margin.fall(index)
+    return {
+        "refusal_margin_fall": fall.mean,
+        "refusal_margin_fall_low": fall.low,
+        "refusal_margin_fall_high": fall.high,
+        "refusal_share": margin.share(index).mean,
+        "refusal_sampled_shift": margin.sampled[index].item(),
+        "refusal_closed_form_shift": margin.closed_form_of(index),
+    }
+
+
+def _numbers(row: Float[Tensor, " layer"]) -> tuple[float | None, ...]:
+    return tuple(None if math.isnan(value) else value for value in row.tolist())

@@ -23,8 +23,10 @@ from securetune.artifacts.files import (
 )
 from securetune.artifacts.provenance import environment, sha256_files, sha256_json, sha256_text
 from securetune.artifacts.robustness import (
+    AnalysisControl,
     ClosedFormAgreement,
     ModuleRobustness,
+    RefusalOpenings,
     RobustModules,
     RobustnessReport,
     SelectedModule,
@@ -51,6 +53,7 @@ from securetune.artifacts.training import (
 )
 
 __all__ = [
+    "AnalysisControl",
     "AnswerProblem",
     "AnswerProblems",
     "Artifact",
@@ -65,6 +68,7 @@ __all__ = [
     "ModuleRobustness",
     "PhaseResult",
     "RateEstimate",
+    "RefusalOpenings",
     "Response",
     "RobustModules",
     "RobustnessReport",

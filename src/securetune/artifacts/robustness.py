@@ -22,7 +22,21 @@ class ModuleRobustness(Artifact):
         margin_fall_low: Lower bound of its 95 % interval.
         margin_fall_high: Upper bound.
         sampled_shift: Root-mean-square shift of the logit over all scored prompts and seeds.
-        closed_form_shift: The same to first order, without sampling: ε·rms(W)·‖∂z/∂W‖_F.
+        closed_form_shift: The same to first order, without sampling: ε·rms(W)·‖∂z/∂W‖_F for noise, |α⟨∂z/∂W, ΔW⟩| for
+            an update; None for a perturbation without a closed form.
+        refusal_margin_fall: Mean fall of the refusal margin (log-odds of a refusal opening against a compliance opening
+            at the first answer token) on harmful prompts; None, as all of the next five, if the margin is not defined.
+        refusal_margin_fall_low: Lower bound of its 95 % interval.
+        refusal_margin_fall_high: Upper bound.
+        refusal_share: Share of the harmful prompts whose margin stays above 0, in [0, 1].
+        refusal_sampled_shift: Root-mean-square shift of the margin.
+        refusal_closed_form_shift: The same to first order.
+        drift: For each layer, the mean cosine between the perturbed and the intact state of the last prompt token; None
+            below the module, where nothing changes.
+        layer_accuracy: For each layer, the share of harmful prompts that the layer's own classifier still recognises;
+            None below the module.
+        retrained_accuracy: Balanced accuracy of a classifier fitted anew to the perturbed features, on scored prompts:
+            high where the information is only moved. None without controls.
     """
 
     name: str
@@ -36,7 +50,16 @@ class ModuleRobustness(Artifact):
     margin_fall_low: float
     margin_fall_high: float
     sampled_shift: float
-    closed_form_shift: float
+    closed_form_shift: float | None
+    refusal_margin_fall: float | None = None
+    refusal_margin_fall_low: float | None = None
+    refusal_margin_fall_high: float | None = None
+    refusal_share: float | None = None
+    refusal_sampled_shift: float | None = None
+    refusal_closed_form_shift: float | None = None
+    drift: tuple[float | None, ...] = ()
+    layer_accuracy: tuple[float | None, ...] = ()
+    retrained_accuracy: float | None = None
 
 
 class ClosedFormAgreement(Artifact):
@@ -55,6 +78,40 @@ class ClosedFormAgreement(Artifact):
     noise_seeds: int
 
 
+class RefusalOpenings(Artifact):
+    """The tokens between which the refusal margin is measured.
+
+    Attributes:
+        refusal: First tokens of refusals, the most probable first.
+        compliance: First tokens of answers.
+        refusal_mass: Probability of the first on the fitting harmful prompts, intact model, in [0, 1].
+        compliance_mass: Probability of the second on the fitting harmless prompts.
+        intact_margin: Mean margin on the scored harmful prompts, intact model.
+    """
+
+    refusal: list[str]
+    compliance: list[str]
+    refusal_mass: float
+    compliance_mass: float
+    intact_margin: float
+
+
+class AnalysisControl(Artifact):
+    """One objection to the analysis, what was measured against it, and the answer.
+
+    Attributes:
+        name: Such as `retrained classifier`.
+        value: What was measured.
+        passed: Whether the analysis stands it; None where it could not be tested with these prompts.
+        sentence: The result in words, with the numbers.
+    """
+
+    name: str
+    value: float | None
+    passed: bool | None
+    sentence: str
+
+
 class RobustnessReport(Artifact):
     """`robustness.json`: the result of the analysis.
 
@@ -62,11 +119,15 @@ class RobustnessReport(Artifact):
         model: The analyzed model.
         prompt_set_hash: Hash of the probe prompts, all splits.
         settings: Resolved analysis settings.
-        epsilon: Relative noise size used for `modules`.
-        calibration: Each ε tried, with the mean and the spread over modules of the accuracy it gave.
+        epsilon: Size of the perturbation used for `modules`: noise relative to the weights, or the factor of an update.
+        calibration: Each size tried, with the mean and the spread over modules of the accuracy it gave.
         classifier: Accuracy of the classifier on its fitting prompts and on the scored ones, intact model, and counts.
-        closed_form_at_epsilon: Agreement of the two scores at `epsilon`.
+        closed_form_at_epsilon: Agreement of the two scores at `epsilon`; None for a perturbation without a closed form.
         closed_form_small_noise: The same at a noise so small that the first order must hold (a check of the formula).
+        refusal_openings: What the refusal margin is measured between, or None if the model's answers begin alike.
+        refusal_closed_form_small_noise: As `closed_form_small_noise`, for the refusal margin.
+        layer_accuracies: Balanced accuracy of each layer's own classifier on the scored prompts, intact model.
+        controls: What was tested of the analysis itself.
         modules: One entry a module, in the model's own order.
         duration_seconds: Wall time of the sweep and of the closed form.
         environment: Package versions and hardware.
@@ -79,8 +140,12 @@ class RobustnessReport(Artifact):
     epsilon: float
     calibration: list[dict[str, float]]
     classifier: dict[str, float]
-    closed_form_at_epsilon: ClosedFormAgreement
+    closed_form_at_epsilon: ClosedFormAgreement | None
     closed_form_small_noise: ClosedFormAgreement
+    refusal_openings: RefusalOpenings | None = None
+    refusal_closed_form_small_noise: ClosedFormAgreement | None = None
+    layer_accuracies: tuple[float, ...] = ()
+    controls: tuple[AnalysisControl, ...] = ()
     modules: list[ModuleRobustness]
     duration_seconds: dict[str, float]
     environment: dict[str, str]

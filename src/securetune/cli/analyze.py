@@ -45,13 +45,20 @@ def analyze(
 
 
 def _show(report: RobustnessReport, out: Path) -> None:
-    agreement = report.closed_form_at_epsilon
     # The order of the paper's score: accuracy first, the margin breaks ties.
     ordered = sorted(report.modules, key=lambda module: (module.accuracy, -module.margin_fall))
     print(f"{len(report.modules)} modules of {report.model.name}, perturbed by ε = {report.epsilon:g}")
     print("Most sensitive:  " + ", ".join(_described(module) for module in ordered[:_SHOWN]))
     print("Most robust:     " + ", ".join(_described(module) for module in reversed(ordered[-_SHOWN:])))
-    print(f"Closed form against sampling: Spearman {agreement.spearman:.2f}, median ratio {agreement.median_ratio:.2f}")
+    for agreement in (report.closed_form_at_epsilon, report.closed_form_small_noise):
+        if agreement is not None:
+            print(
+                f"Closed form against sampling at {agreement.epsilon:.3g}: Spearman {agreement.spearman:.2f}, "
+                f"median ratio {agreement.median_ratio:.2f}"
+            )
+    for control in report.controls:
+        verdict = "not tested" if control.passed is None else "passed" if control.passed else "NOT PASSED"
+        print(f"Control, {control.name}: {verdict}. {control.sentence}")
     print(f"Analysis: {out}")
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+OrderBy = Literal["accuracy", "margin", "closed-form", "refusal-margin", "refusal-closed-form"]
 
 
 class Settings(BaseModel):
@@ -39,11 +40,12 @@ class ProbeSettings(Settings):
     """The harmful and harmless prompts that the analysis and the search use.
 
     Attributes:
-        harmful: File of harmful requests (text, one a line; or JSON lines with `prompt` or `messages`), or None for the
-            built-in prompts.
-        harmless: File of harmless requests, or None.
-        fit_share: Share of each file, in (0, 1), on which the classifier is fitted; the rest is scored. 0.5: both need
-            enough prompts. Built-in prompts have splits of their own.
+        harmful: File of harmful requests (text, one a line; or JSON lines with `prompt` or `messages`), data set
+            (`hub:owner/name[@revision][#configuration][:split[:column]]`, or `folder:path` with the same endings), or
+            None for the built-in prompts.
+        harmless: The same for harmless requests; both or neither must be given.
+        fit_share: Share of each source, in (0, 1), on which the classifier is fitted; the rest is scored. 0.5: both
+            need enough prompts. Built-in prompts have splits of their own.
         max_prompts: Most prompts a class and split. 128 gives an accuracy a standard error of at most 4.4 points.
         seed: Seed of the split.
     """
@@ -59,18 +61,38 @@ class AnalysisSettings(Settings):
     """The robustness sweep.
 
     Attributes:
-        perturbation: Only `gaussian`: W + ε·rms(W)·N(0, 1).
-        epsilon: Relative noise size (> 0), or `calibrate`: the size, out of a grid, at which the modules' accuracies
-            are spread the widest, so that the sweep discriminates.
-        noise_seeds: Noise draws a module (≥ 2, for an interval). 8 keeps the sweep of a small model under a minute.
+        perturbation: `gaussian`: W + ε·rms(W)·N(0, 1); `update`: W + α·ΔW, ΔW from short plain fine-tuning runs on the
+            user's data; `mean`: outputs moved towards their mean.
+        epsilon: Size of the perturbation (> 0): ε, α, or the share of the way to the mean (then at most 1); or
+            `calibrate`: the size, out of a grid, at which the modules' accuracies are spread the widest, so that the
+                sweep
+            discriminates.
+        noise_seeds: Noise draws a module (≥ 2, for an interval). 8 keeps the sweep of a small model under a minute. Not
+            used by `mean`, where nothing is drawn; `update` has `update_runs`.
+        update_runs: `update` only: fine-tuning runs, each with a seed of its own. 2: with one, a run's accidents would
+            pass for the module's.
+        update_steps: `update` only: optimizer steps of each. 50: enough to show where the data pulls.
+        refusal_openings: Beginnings of refusals, such as "I cannot", whose first tokens the refusal margin counts; None
+            takes the tokens with which the model itself begins its answers to the harmful fitting prompts.
+        compliance_openings: The same for answers; both or neither must be given.
+        controls: Also fit classifiers to the perturbed features, to shuffled labels and to words alone. On: without
+            them the score proves little; they take about half the sweep's time again.
         batch_size: Prompts a forward pass.
+        activation_checkpointing: Compute the activations of each layer twice in the closed form, and hold those of one
+            layer at a time: for models whose activations do not fit.
         seed: First noise seed.
     """
 
-    perturbation: Literal["gaussian"] = "gaussian"
+    perturbation: Literal["gaussian", "update", "mean"] = "gaussian"
     epsilon: Annotated[float, Field(gt=0.0)] | Literal["calibrate"] = "calibrate"
     noise_seeds: int = Field(default=8, ge=2)
+    update_runs: PositiveInt = 2
+    update_steps: PositiveInt = 50
+    refusal_openings: tuple[str, ...] | None = None
+    compliance_openings: tuple[str, ...] | None = None
+    controls: bool = True
     batch_size: PositiveInt = 64
+    activation_checkpointing: bool = False
     seed: int = 0
 
 
@@ -87,7 +109,8 @@ class SearchSettings(Settings):
             discriminates (recorded in the manifest).
         chunk_size: Modules tried together; a refused chunk is halved.
         noise_seeds: Noise draws per joint test.
-        order_by: Which score orders the candidates: `accuracy` (the paper's; margin fall breaks ties) or `closed-form`.
+        order_by: Which score orders the candidates: `accuracy` (the paper's; margin fall breaks ties), `margin` (the
+            fall of the classifier's logit), `closed-form`, `refusal-margin` or `refusal-closed-form`.
         batch_size: Prompts a forward pass.
         seed: First noise seed; differs from the analysis' default so that the search does not reuse its draws.
     """
@@ -97,7 +120,7 @@ class SearchSettings(Settings):
     epsilon: Annotated[float, Field(gt=0.0)] | None = None
     chunk_size: PositiveInt = 4
     noise_seeds: PositiveInt = 4
-    order_by: Literal["accuracy", "closed-form"] = "accuracy"
+    order_by: OrderBy = "accuracy"
     batch_size: PositiveInt = 64
     seed: int = 1000
 
@@ -141,7 +164,8 @@ class TrainingSettings(Settings):
         per_device_train_batch_size: Rows a step and process.
         gradient_accumulation_steps: Batches an optimizer step.
         lr_scheduler_type: transformers' name of the schedule; each phase runs its own.
-        warmup_steps: Learning-rate warm-up (not the SWAT phase): steps, or a share of the phase if below 1.
+        warmup_steps: Learning-rate warm-up (not the SWAT phase): steps, or a share of the phase if below 1, rounded up.
+            The first step has rate 0, so it must be shorter than every phase.
         weight_decay: AdamW's.
         max_grad_norm: Gradient clipping; 0 turns it off.
         max_length: Tokens a row; longer rows are cut and counted.

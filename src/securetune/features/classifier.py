@@ -26,6 +26,8 @@ class SafetyClassifier:
     weight: Float[Tensor, " hidden"]
     bias: float
 
+    name = "harmfulness classifier"
+
     def logits(self, states: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch"]:
         """Return z of each state, in the weight's precision or the states', whichever is higher.
 

@@ -88,9 +88,8 @@ def final_states(model: PreTrainedModel, batches: Sequence[TokenBatch]) -> Float
 
 
 @torch.inference_mode()
-def _states_of_all_layers(
-    model: PreTrainedModel, batches: Sequence[TokenBatch]
-) -> Float[Tensor, "layer prompt hidden"]:
+def states_of_all_layers(model: PreTrainedModel, batches: Sequence[TokenBatch]) -> Float[Tensor, "layer prompt hidden"]:
+    """Return the output of every layer at each prompt's last token, the last one after the final norm."""
     decoder = decoder_of(model)
     parts = []
     for batch in batches:
@@ -120,4 +119,4 @@ def last_token_states(
         DataError: If there is no prompt, or the chat template refuses one.
     """
     batches = make_batches(tokenizer, prompts, batch_size, model.device)
-    return final_states(model, batches) if layers == "final" else _states_of_all_layers(model, batches)
+    return final_states(model, batches) if layers == "final" else states_of_all_layers(model, batches)

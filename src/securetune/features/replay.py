@@ -15,7 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from securetune.features.hidden_states import TokenBatch, at_last_token, decoder_of, final_states, in_callers_order
+from securetune.features.hidden_states import (
+    TokenBatch,
+    at_last_token,
+    decoder_of,
+    final_states,
+    in_callers_order,
+    states_of_all_layers,
+)
 
 
 @runtime_checkable
@@ -27,6 +34,9 @@ class StateSource(Protocol):
 
     def final_states(self) -> Float[Tensor, "prompt hidden"]:
         """Return the state after the final norm at each prompt's last token, for the weights as they are now."""
+
+    def layer_states(self) -> Float[Tensor, "layer prompt hidden"]:
+        """Return each prompt's last state after every layer that still runs, the topmost after the final norm."""
 
 
 class FullPass:
@@ -42,6 +52,10 @@ class FullPass:
     def final_states(self) -> Float[Tensor, "prompt hidden"]:
         """Run the whole decoder."""
         return final_states(self._model, self._batches)
+
+    def layer_states(self) -> Float[Tensor, "layer prompt hidden"]:
+        """Run the whole decoder; all layers run here."""
+        return states_of_all_layers(self._model, self._batches)
 
 
 class LayerReplay:
@@ -62,7 +76,7 @@ class LayerReplay:
         self._norm: nn.Module = decoder.norm  # type: ignore[assignment]
         self._batches = batches
         self._position = 0
-        self._calls = [_record_calls(decoder, self._layers, batch) for batch in batches]
+        self._calls = [record_calls(decoder, self._layers, batch) for batch in batches]
         self._inputs: list[Tensor] = [calls[0].pop("hidden_states") for calls in self._calls]
 
     @torch.inference_mode()
@@ -77,29 +91,48 @@ class LayerReplay:
         self._inputs = [self._run(index, self._position, layer) for index in range(len(self._batches))]
         self._position = layer
 
-    @torch.inference_mode()
     def final_states(self) -> Float[Tensor, "prompt hidden"]:
         """Run the layers from where it stands, and the final norm on the last tokens only."""
+        return self._run_to_end(keep_layers=False)[-1]
+
+    def layer_states(self) -> Float[Tensor, "layer prompt hidden"]:
+        """Run the layers from where it stands, and keep what the last tokens are after each."""
+        return self._run_to_end(keep_layers=True)
+
+    @torch.inference_mode()
+    def _run_to_end(self, keep_layers: bool) -> Float[Tensor, "layer prompt hidden"]:
         parts = []
         for index, batch in enumerate(self._batches):
-            states = self._run(index, self._position, len(self._layers))
-            parts.append(self._norm(at_last_token(states, batch.last).unsqueeze(1)).squeeze(1))
-        return in_callers_order(parts, self._batches)
+            kept: list[Tensor] = []
+            states = self._inputs[index]
+            for layer in range(self._position, len(self._layers)):
+                states = self._run(index, layer, layer + 1, states)
+                if keep_layers and layer + 1 < len(self._layers):
+                    kept.append(at_last_token(states, batch.last))
+            kept.append(self._norm(at_last_token(states, batch.last).unsqueeze(1)).squeeze(1))
+            parts.append(torch.stack(kept, dim=1))
+        return in_callers_order(parts, self._batches).transpose(0, 1)
 
-    def _run(self, batch_index: int, start: int, stop: int) -> Tensor:
-        states = self._inputs[batch_index]
+    def _run(self, batch_index: int, start: int, stop: int, states: Tensor | None = None) -> Tensor:
+        states = self._inputs[batch_index] if states is None else states
         for layer in range(start, stop):
-            output = self._layers[layer](states, **self._calls[batch_index][layer])
-            states = output[0] if isinstance(output, tuple) else output
+            states = layer_output(self._layers[layer](states, **self._calls[batch_index][layer]))
         return states
 
 
-def _record_calls(decoder: nn.Module, layers: nn.ModuleList, batch: TokenBatch) -> list[dict[str, Any]]:
-    """Run one batch and note the keyword arguments of every layer, and the states that the first one got."""
+def layer_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Return the states out of what a layer returns, which depends on the architecture."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def record_calls(
+    decoder: nn.Module, layers: nn.ModuleList, batch: TokenBatch, keep_all_inputs: bool = False
+) -> list[dict[str, Any]]:
+    """Run one batch and note the keyword arguments of every layer, and the states that the first one, or each, got."""
     calls: list[dict[str, Any]] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(kwargs if calls else {**kwargs, "hidden_states": args[0]})
+        calls.append({**kwargs, "hidden_states": args[0]} if keep_all_inputs or not calls else kwargs)
 
     handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:

@@ -135,18 +135,21 @@ def agreement_svg(report: RobustnessReport) -> str:
     """Draw the closed form against the sampled sweep, one point a module, on logarithmic axes."""
     with new_figure("agreement", 5.2, 4.0) as figure:
         axes = figure.add_subplot()
-        shown = [module for module in report.modules if module.sampled_shift > 0 and module.closed_form_shift > 0]
-        values = [value for module in shown for value in (module.sampled_shift, module.closed_form_shift)]
+        shown = [
+            (module.type, module.sampled_shift, module.closed_form_shift)
+            for module in report.modules
+            if module.sampled_shift > 0 and module.closed_form_shift
+        ]
+        values = [value for _, sampled, closed_form in shown for value in (sampled, closed_form)]
         if values:
             ends = (min(values) / 1.25, max(values) * 1.25)
             axes.plot(ends, ends, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=0)
             axes.set_xlim(ends)
             axes.set_ylim(ends)
         for kind, (colour, marker) in _TYPE_STYLES.items():
-            of_kind = [module for module in shown if module.type == kind]
             axes.plot(
-                [module.sampled_shift for module in of_kind],
-                [module.closed_form_shift for module in of_kind],
+                [sampled for name, sampled, _ in shown if name == kind],
+                [closed_form for name, _, closed_form in shown if name == kind],
                 linestyle="none", marker=marker, color=colour, markersize=6.5, alpha=0.9, label=kind,
             )  # fmt: skip
         axes.set_xscale("log")

@@ -165,7 +165,8 @@ def _seeds_table(comparison: Comparison) -> list[list[str]]:
 def _agreements(run: RunResults) -> list[Any]:
     if run.robustness is None:
         return []
-    return [run.robustness.closed_form_small_noise, run.robustness.closed_form_at_epsilon]
+    found = [run.robustness.closed_form_small_noise, run.robustness.closed_form_at_epsilon]
+    return [agreement for agreement in found if agreement is not None]
 
 
 def _environment() -> Environment:

@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
 
 from securetune.artifacts import ModuleRobustness, RobustnessReport, SelectedModule
+from securetune.config import OrderBy
+from securetune.errors import ArtifactError
 
 _SENSITIVE_TYPES = ("Q", "K")
 
 
-def rank_modules(
-    report: RobustnessReport, order_by: Literal["accuracy", "closed-form"] = "accuracy"
-) -> list[ModuleRobustness]:
+def rank_modules(report: RobustnessReport, order_by: OrderBy = "accuracy") -> list[ModuleRobustness]:
     """Order modules from the most to the least robust.
 
-    By accuracy under perturbation, then by how little the margin falls; what still ties goes by the paper's patterns:
-    deeper layers first, Q and K last.
+    What ties goes by the paper's patterns: deeper layers first, Q and K last.
 
     Args:
         report: The analysis.
-        order_by: `accuracy`, the paper's score, or `closed-form`: by how little the logit shifts to first order.
+        order_by: `accuracy` under perturbation, the paper's score, then how little the margin falls; `margin`: the fall
+            of the classifier's logit alone; `closed-form`: how little that logit shifts to first order;
+            `refusal-margin` and `refusal-closed-form`: the same two for the refusal margin.
+
+    Raises:
+        ArtifactError: If the analysis has no such score.
     """
-    if order_by == "closed-form":
-        return sorted(report.modules, key=lambda module: (module.closed_form_shift, *_pattern(module)))
-    return sorted(report.modules, key=lambda module: (-module.accuracy, module.margin_fall, *_pattern(module)))
+    lacking = [module.name for module in report.modules if None in _score(module, order_by)]
+    if lacking:
+        raise ArtifactError(
+            f"search.order_by: {order_by} needs a score that the analysis does not hold ({_WHY_LACKING[order_by]}). "
+            'Use "accuracy", or analyze again.'
+        )
+    return sorted(report.modules, key=lambda module: (*_score(module, order_by), *_pattern(module)))
+
+
+_WHY_LACKING = {
+    "accuracy": "every analysis has it",
+    "margin": "every analysis has it",
+    "closed-form": "its perturbation has no closed form",
+    "refusal-margin": "the refusal margin was not defined for this model",
+    "refusal-closed-form": "the refusal margin was not defined, or the perturbation has no closed form",
+}
+
+
+def _score(module: ModuleRobustness, order_by: OrderBy) -> tuple[float | None, ...]:
+    """Return what a module is ordered by, the smaller the more robust."""
+    match order_by:
+        case "accuracy":
+            return (-module.accuracy, module.margin_fall)
+        case "margin":
+            return (module.margin_fall,)
+        case "closed-form":
+            return (module.closed_form_shift,)
+        case "refusal-margin":
+            return (module.refusal_margin_fall,)
+        case "refusal-closed-form":
+            return (module.refusal_closed_form_shift,)
 
 
 def _pattern(module: ModuleRobustness) -> tuple[int, bool]:
