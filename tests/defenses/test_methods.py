@@ -23,6 +23,15 @@ def test_every_method_ends_with_the_full_main_phase(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [description.name for description in list_defenses()])
+@pytest.mark.parametrize("settings", [{}, {"warmup_phase_steps": 0}, {"warmup_phase_steps": 7}], ids=str)
+def test_the_steps_are_known_before_the_phases(method: str, settings: dict) -> None:
+    """What a method says of its phases' steps before weights are loaded is what its phases then have."""
+    for main_steps in (1, 5, 100):
+        found = find_defense(method).phase_steps(main_steps, TrainingSettings(method=method, **settings))
+        assert list(found.items()) == [(phase.name, phase.steps) for phase in phases_of(method, main_steps, **settings)]
+
+
+@pytest.mark.parametrize("method", [description.name for description in list_defenses()])
 def test_a_defense_does_nothing_at_other_moments(method: str) -> None:
     """The in-training methods leave the data, the loss and the prompts as they are."""
     defense = find_defense(method)

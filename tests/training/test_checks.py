@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from short_training import SHORT, TrainShort, make_manifest
 from tiny_models import make_tiny_network, make_tiny_tokenizer
+from transformers import TrainingArguments, get_scheduler
 
 from securetune.artifacts import RobustModules, write_json
 from securetune.config import LoraSettings, ModelSettings, TrainingSettings
@@ -115,13 +117,66 @@ def test_settings_that_cannot_work(
     assert sentence in problem
 
 
+@pytest.mark.parametrize(
+    ("settings", "phases"),
+    [
+        ({"method": "ift", "max_steps": 1}, ['"main" has 1 step:']),
+        ({"method": "swat", "max_steps": 2}, ['"warmup" has 1 step:']),
+        ({"method": "swat", "max_steps": 1}, ['"warmup" has 1 step:', '"main" has 1 step:']),
+        ({"method": "ml-lr", "max_steps": 3, "warmup_steps": 3}, ['"main" has 3 steps:']),
+        ({"method": "ift", "max_steps": 1, "warmup_steps": 0}, []),
+        ({"method": "ift", "max_steps": 1, "lr_scheduler_type": "constant"}, []),
+        ({"method": "swat", "max_steps": 4}, []),
+    ],
+)
+def test_a_warm_up_as_long_as_a_phase(settings: dict, phases: list[str]) -> None:
+    """A phase that would never come to its learning rate is refused: one of a single step would learn nothing."""
+    problems = checks.setting_problems(TrainingSettings(**settings), ModelSettings())
+    assert len(problems) == len(phases)
+    for problem, phase in zip(problems, phases, strict=True):
+        assert problem.startswith("warmup_steps must be shorter than every phase; got ")
+        assert phase in problem
+
+
+def test_a_warm_up_as_long_as_the_epochs(tiny_model_dir: Path, rows: list, tmp_path: Path) -> None:
+    """If the steps come from epochs, the same is found before the training begins, and nothing is written."""
+    settings = TrainingSettings(method="ift", num_train_epochs=1, per_device_train_batch_size=len(rows))
+    with pytest.raises(ConfigError, match=r'got 0\.03, and the phase "main" has 1 step: .* Set warmup_steps to 0'):
+        train(settings, ModelSettings(name=str(tiny_model_dir)), rows, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("schedule", checks.SCHEDULES)
+@pytest.mark.parametrize("warmup_steps", [0, 0.03, 0.5, 0.99, 1, 2, 5])
+@pytest.mark.parametrize("steps", [1, 2, 3, 40])
+def test_what_is_not_refused_reaches_its_learning_rate(schedule: str, warmup_steps: float, steps: int) -> None:
+    """With transformers' own schedules, a phase that passes the check has its full learning rate at some step."""
+    settings = TrainingSettings(
+        method="ift", max_steps=steps, lr_scheduler_type=schedule, warmup_steps=warmup_steps, learning_rate=1.0
+    )
+    arguments = TrainingArguments(max_steps=steps, warmup_steps=warmup_steps, lr_scheduler_type=schedule)
+    expected = arguments.get_warmup_steps(steps)
+    assert checks.learning_rate_warmup_steps(settings, steps) == expected
+    if checks.setting_problems(settings, ModelSettings()):
+        assert expected >= steps
+        return
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=expected, num_training_steps=steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == 1.0
+
+
 def test_an_adapter_on_an_adapter(rows: list, train_short: TrainShort, tmp_path: Path) -> None:
     """An adapter as the start model is tuned in full; another adapter on top of it is refused."""
-    train_short(tmp_path / "first", method="ift", tune="lora", max_steps=1)
+    train_short(tmp_path / "first", method="ift", tune="lora", max_steps=1, warmup_steps=0)
     start = tmp_path / "first/model"
     (problem,) = problems_of(start, rows, tmp_path / "out", method="ift", tune="lora")
     assert "is an adapter itself; merge it" in problem
-    settings = TrainingSettings(**{**SHORT, "max_steps": 1}, method="ift")
+    settings = TrainingSettings(**{**SHORT, "max_steps": 1, "warmup_steps": 0}, method="ift")
     result = train(settings, ModelSettings(name=str(start)), rows, tmp_path / "out")
     assert result.model.architecture == "LlamaForCausalLM"
 

@@ -130,7 +130,7 @@ def test_cut_rows_are_in_the_record(train_short: TrainShort, tmp_path: Path) -> 
 @pytest.mark.parametrize(("tune", "expected"), [("full", 2e-5), ("lora", 2e-4)])
 def test_default_learning_rates(tune: str, expected: float, train_short: TrainShort, tmp_path: Path) -> None:
     """Unset, the learning rate is the usual one of full tuning or of LoRA, and recorded."""
-    result = train_short(tmp_path / "out", method="ift", tune=tune, learning_rate=None, max_steps=1)
+    result = train_short(tmp_path / "out", method="ift", tune=tune, learning_rate=None, max_steps=1, warmup_steps=0)
     assert result.resolved["learning_rate"] == expected
 
 

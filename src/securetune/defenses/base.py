@@ -124,6 +124,10 @@ class Defense:
         """Return the phases in their order, at least one."""
         return [plain_phase(context)]
 
+    def phase_steps(self, main_steps: int, settings: TrainingSettings) -> dict[str, int]:
+        """Return the optimizer steps of each phase by its name, as `phases` will; known before weights are loaded."""
+        return {MAIN_PHASE: main_steps}
+
     def adjust_loss(self, loss: Float[Tensor, ""], model: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, ""]:
         """Change the loss of a training step, for instance by a proximal term."""
         return loss

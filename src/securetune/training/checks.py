@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,6 +164,9 @@ def setting_problems(settings: TrainingSettings, model: ModelSettings) -> list[s
         problems.append(f'lr_scheduler_type "{settings.lr_scheduler_type}" is unknown. {hint}')
     if settings.warmup_steps >= 1 and settings.warmup_steps != int(settings.warmup_steps):
         problems.append(f"warmup_steps must be a share below 1 or a whole number; got {settings.warmup_steps}")
+    with suppress(ConfigError):  # an unknown method is a problem of its own
+        if settings.max_steps is not None:
+            problems += warmup_problems(find_defense(settings.method), settings.max_steps, settings)
     if not 0 <= settings.seed < _SEED_LIMIT:
         problems.append(f"seed must be in [0, {_SEED_LIMIT:,}); got {settings.seed}")
     if settings.tune == "lora" and not settings.lora.target_types:
@@ -179,6 +184,31 @@ def setting_problems(settings: TrainingSettings, model: ModelSettings) -> list[s
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         problems.append("training runs in one process; start it without a distributed launcher")
     return problems
+
+
+def warmup_problems(defense: Defense, main_steps: int, settings: TrainingSettings) -> list[str]:
+    """Refuse a learning-rate warm-up as long as a phase: a phase of one step would then learn nothing at all.
+
+    Args:
+        defense: The method, which says how many steps its phases have.
+        main_steps: Optimizer steps of the main phase.
+        settings: For the schedule and its warm-up.
+    """
+    if settings.lr_scheduler_type == "constant":  # it has no warm-up
+        return []
+    return [
+        f"warmup_steps must be shorter than every phase; got {settings.warmup_steps:g}, and the phase "
+        f'"{name}" has {steps} step{"s" * (steps > 1)}: its learning rate would begin at 0 and never reach its full '
+        "value. Set warmup_steps to 0, or give the phase more steps."
+        for name, steps in defense.phase_steps(main_steps, settings).items()
+        if learning_rate_warmup_steps(settings, steps) >= steps
+    ]
+
+
+def learning_rate_warmup_steps(settings: TrainingSettings, phase_steps: int) -> int:
+    """Return the steps of a phase's learning-rate warm-up, as transformers counts them."""
+    chosen = settings.warmup_steps
+    return int(chosen) if chosen >= 1 else math.ceil(chosen * phase_steps)
 
 
 def _manifest_of(settings: TrainingSettings) -> RobustModules | None:

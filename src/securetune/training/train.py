@@ -21,10 +21,18 @@ from securetune.artifacts import (
 from securetune.config import ModelSettings, TrainingSettings
 from securetune.data.conversations import Conversation
 from securetune.defenses import DefenseContext
+from securetune.errors import ConfigError
 from securetune.models import ChatModel, ProjectionModule, check_same_model, load, map_modules
 from securetune.progress import ProgressCallback, silent
 from securetune.training.adapters import add_adapters
-from securetune.training.checks import INPUTS_FILE, RESULT_FILE, CheckedTraining, check_output_folder, check_training
+from securetune.training.checks import (
+    INPUTS_FILE,
+    RESULT_FILE,
+    CheckedTraining,
+    check_output_folder,
+    check_training,
+    warmup_problems,
+)
 from securetune.training.encoding import EncodedConversations, encode_conversations
 from securetune.training.parameters import split_parameters
 from securetune.training.phase_run import PhaseJob, forget_phases, mixed_precision, run_phase
@@ -83,6 +91,8 @@ def train(
     modules = map_modules(chat.model)
     network = _prepared(chat, modules, settings)
     context = _context(checked, settings, network, modules, rows)
+    if problems := warmup_problems(checked.defense, context.main_steps, settings):  # of epochs, known only now
+        raise ConfigError(problems)
     write_json(out / INPUTS_FILE, inputs)
     job = PhaseJob(
         model=network,
