@@ -62,7 +62,8 @@ def test_analyze_gives_what_is_there(analysis):
     result = invoke("analyze", "tiny-world", "--out", out, *settings)
     assert out.read_bytes() == before
     assert "Most sensitive:" in result.stdout
-    assert "Closed form against sampling: Spearman" in result.stdout
+    assert "Closed form against sampling at 0.3: Spearman" in result.stdout
+    assert "Control, random-label classifier: passed." in result.stdout
     other = CliRunner().invoke(app, ["analyze", "tiny-world", "--out", str(out), "--set", "analysis.epsilon=0.4"])
     assert other.exit_code == 2
     assert "holds a result with other settings or prompts" in other.stderr

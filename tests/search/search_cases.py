@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from securetune.artifacts import ClosedFormAgreement, ModelIdentity, ModuleRobustness, RobustnessReport
+from securetune.features import GaussianPerturbation
 from securetune.search import JointTest
 
 IDENTITY = ModelIdentity(
@@ -63,6 +64,7 @@ class FakeJointTest(JointTest):
     def __init__(self, judge: Callable[[set[str], float], float]) -> None:
         self.intact_accuracy = 1.0
         self._judge = judge
+        self._perturbation = GaussianPerturbation()
 
     def accuracy(self, names: Collection[str], epsilon: float, seeds: Sequence[int] | None = None) -> float:
         """Return the function's verdict."""

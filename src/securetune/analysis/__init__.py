@@ -1,7 +1,16 @@
 """Robustness of each module's security features, sampled and in closed form."""
 
-from securetune.analysis.closed_form import closed_form_shifts
-from securetune.analysis.robustness import analyze_robustness
-from securetune.analysis.sweep import SweepLogits, sweep_modules
+from securetune.analysis.robustness import analyze_robustness, make_perturbation
+from securetune.analysis.sweep import LayerDrift, SweepLogits, SweepResult, sweep_modules
+from securetune.features.closed_form import closed_form_shifts, directional_shifts
 
-__all__ = ["SweepLogits", "analyze_robustness", "closed_form_shifts", "sweep_modules"]
+__all__ = [
+    "LayerDrift",
+    "SweepLogits",
+    "SweepResult",
+    "analyze_robustness",
+    "closed_form_shifts",
+    "directional_shifts",
+    "make_perturbation",
+    "sweep_modules",
+]

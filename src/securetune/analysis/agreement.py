@@ -10,12 +10,12 @@ from scipy import stats
 from torch import Tensor
 
 from securetune.analysis.calibration import evenly_taken
-from securetune.analysis.closed_form import closed_form_shifts
 from securetune.analysis.sweep import sweep_modules
 from securetune.artifacts import ClosedFormAgreement
 from securetune.config import AnalysisSettings
 from securetune.data.prompts import Prompt
 from securetune.errors import RunError
+from securetune.features.closed_form import closed_form_shifts
 from securetune.features.hidden_states import last_token_states
 from securetune.features.readout import Readout
 from securetune.models import ChatModel

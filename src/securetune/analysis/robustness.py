@@ -20,7 +20,6 @@ from torch import Tensor
 
 from securetune.analysis.agreement import compare_at_small_noise, compare_shifts, root_mean_square_over_last
 from securetune.analysis.calibration import Calibration, calibrate_epsilon, grid_point
-from securetune.analysis.closed_form import closed_form_shifts, directional_shifts
 from securetune.analysis.controls import analysis_controls, retrained_accuracies
 from securetune.analysis.intervals import Interval, mean_interval, rate_interval
 from securetune.analysis.sweep import LayerDrift, SweepLogits, SweepResult, sweep_modules
@@ -28,6 +27,7 @@ from securetune.artifacts import ModuleRobustness, RefusalOpenings, RobustnessRe
 from securetune.config import AnalysisSettings
 from securetune.data.prompts import ProbeSet
 from securetune.errors import ConfigError
+from securetune.features.closed_form import closed_form_shifts, directional_shifts
 from securetune.features.hidden_states import make_batches
 from securetune.features.perturbation import (
     GaussianPerturbation,

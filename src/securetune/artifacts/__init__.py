@@ -25,10 +25,13 @@ from securetune.artifacts.provenance import environment, sha256_files, sha256_js
 from securetune.artifacts.robustness import (
     AnalysisControl,
     ClosedFormAgreement,
+    ComparedSet,
     ModuleRobustness,
     RefusalOpenings,
     RobustModules,
     RobustnessReport,
+    SearchStudy,
+    SearchVariant,
     SelectedModule,
 )
 from securetune.artifacts.runs import RunRecord, StageRecord, StageState
@@ -59,6 +62,7 @@ __all__ = [
     "Artifact",
     "ArtifactType",
     "ClosedFormAgreement",
+    "ComparedSet",
     "Comparison",
     "MeanEstimate",
     "MethodComparison",
@@ -74,6 +78,8 @@ __all__ = [
     "RobustnessReport",
     "RunRecord",
     "Scores",
+    "SearchStudy",
+    "SearchVariant",
     "SelectedModule",
     "StageRecord",
     "StageState",

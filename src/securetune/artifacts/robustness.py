@@ -167,8 +167,9 @@ class RobustModules(Artifact):
     Attributes:
         model: The model that was analyzed. Training refuses a manifest made for another model or chat template.
         prompt_set_hash: Hash of the probe prompts behind it.
-        selection: How it was made: `searched` (joint re-testing), or a control: `sensitive` (the least robust modules
-            of the same size) or `random`.
+        selection: How it was made: `searched` (joint re-testing), or a control of the same size: `sensitive` (the least
+            robust modules), `random`, `top-k` (the most robust ones, not tested jointly) or `pattern` (the deepest
+            layers without Q and K, the paper's patterns as a rule).
         settings: Resolved search settings, with ε.
         modules: The chosen modules, in the model's own order.
         parameter_fraction: Their share of all projection parameters, in [0, 1].
@@ -180,9 +181,74 @@ class RobustModules(Artifact):
     format: Literal["securetune.robust_modules/1"] = "securetune.robust_modules/1"
     model: ModelIdentity
     prompt_set_hash: str
-    selection: Literal["searched", "sensitive", "random"]
+    selection: Literal["searched", "sensitive", "random", "top-k", "pattern"]
     settings: dict[str, Any]
     modules: list[SelectedModule]
     parameter_fraction: float
     joint_accuracy: float | None
     intact_accuracy: float
+
+
+class SearchVariant(Artifact):
+    """The search with one setting changed.
+
+    Attributes:
+        tolerance: Of this variant.
+        target_fraction: Of this variant.
+        seed: First noise seed.
+        modules: What it chose.
+        parameter_fraction: Share of the projection parameters.
+        joint_accuracy: With all of them perturbed, at the manifest's noise size.
+        jaccard: Overlap with the manifest's set: modules in both over modules in either, in [0, 1].
+    """
+
+    tolerance: float
+    target_fraction: float
+    seed: int
+    modules: list[str]
+    parameter_fraction: float
+    joint_accuracy: float | None
+    jaccard: float
+
+
+class ComparedSet(Artifact):
+    """Another rule's set of the same size, tested like the searched one.
+
+    Attributes:
+        selection: The rule.
+        parameter_fraction: Share of the projection parameters.
+        joint_accuracy: With all of it perturbed, at the manifest's noise size.
+        jaccard: Overlap with the manifest's set, in [0, 1].
+    """
+
+    selection: str
+    parameter_fraction: float
+    joint_accuracy: float | None
+    jaccard: float
+
+
+class SearchStudy(Artifact):
+    """`search_study.json`: how far the searched set depends on the settings and the seeds, and what other rules choose.
+
+    Attributes:
+        model: The model.
+        prompt_set_hash: Hash of the probe prompts.
+        settings: Resolved search settings of the manifest.
+        required_accuracy: What the manifest's set had to reach.
+        seeds: The same settings with other noise seeds.
+        mean_jaccard_over_seeds: Mean overlap over all pairs of them, the manifest included.
+        tolerances: Other tolerances.
+        target_fractions: Other target fractions.
+        other_rules: Sets of the same size by other rules.
+    """
+
+    format: Literal["securetune.search_study/1"] = "securetune.search_study/1"
+    model: ModelIdentity
+    prompt_set_hash: str
+    settings: dict[str, Any]
+    required_accuracy: float
+    seeds: list[SearchVariant]
+    mean_jaccard_over_seeds: float
+    tolerances: list[SearchVariant]
+    target_fractions: list[SearchVariant]
+    other_rules: list[ComparedSet]

@@ -124,7 +124,7 @@ class TrainingResult(Artifact):
         model: The start model.
         settings: Training settings as given.
         resolved: What the settings left open: base learning rate, steps of the main phase, precision, device.
-        selection: How the manifest was made (`searched`, `sensitive`, `random`), or None without one.
+        selection: How the manifest was made (`searched`, `sensitive`, `random`, …), or None without one.
         robust_modules: Names of the modules in Mods_Rob.
         modules_without_adapter: Those of them that LoRA's `target_types` leave out, and that therefore cannot learn.
         data: What was trained on.

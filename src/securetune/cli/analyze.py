@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,10 @@ def analyze(
     out: Annotated[Path, typer.Option(metavar="robustness.json", help="The file to write.")],
     harmful: Harmful = None,
     harmless: Harmless = None,
+    perturbation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="gaussian (noise; the default), update (needs --data) or mean.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="FILE", help="Your data, for --perturbation update.")] = None,
     set_: Set = None,
     json_: Json = False,
 ) -> None:
@@ -31,7 +35,12 @@ def analyze(
     from securetune.config import AnalyzeConfig, merge, parse_overrides, validate
 
     probes = {key: file for key, file in (("harmful", harmful), ("harmless", harmless)) if file is not None}
-    content = merge(parse_overrides(set_ or []), {"model": {"name": model}, "probes": probes})
+    flags: dict[str, Any] = {"model": {"name": model}, "probes": probes}
+    if perturbation is not None:
+        flags["analysis"] = {"perturbation": perturbation}
+    if data is not None:
+        flags["data"] = data
+    content = merge(parse_overrides(set_ or []), flags)
     config = validate(AnalyzeConfig, content)
     with only_results_on_stdout():
         from securetune.pipeline.single_stages import analyze_model
@@ -47,7 +56,10 @@ def analyze(
 def _show(report: RobustnessReport, out: Path) -> None:
     # The order of the paper's score: accuracy first, the margin breaks ties.
     ordered = sorted(report.modules, key=lambda module: (module.accuracy, -module.margin_fall))
-    print(f"{len(report.modules)} modules of {report.model.name}, perturbed by ε = {report.epsilon:g}")
+    perturbation = report.settings.get("perturbation", "gaussian")
+    print(
+        f"{len(report.modules)} modules of {report.model.name}, perturbation {perturbation} of size {report.epsilon:g}"
+    )
     print("Most sensitive:  " + ", ".join(_described(module) for module in ordered[:_SHOWN]))
     print("Most robust:     " + ", ".join(_described(module) for module in reversed(ordered[-_SHOWN:])))
     for agreement in (report.closed_form_at_epsilon, report.closed_form_small_noise):

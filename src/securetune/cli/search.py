@@ -19,6 +19,10 @@ def search(
     out: Annotated[Path, typer.Option(metavar="robust_modules.json", help="The manifest to write.")],
     harmful: Harmful = None,
     harmless: Harmless = None,
+    study: Annotated[
+        bool,
+        typer.Option("--study", help="Also search with other seeds, tolerances and targets: search_study.json."),
+    ] = False,
     set_: Set = None,
     json_: Json = False,
 ) -> None:
@@ -35,7 +39,7 @@ def search(
         from securetune.pipeline.single_stages import search_model
 
         with StageDisplay() as progress:
-            manifest = search_model(config, robustness, out, progress)
+            manifest = search_model(config, robustness, out, progress, study)
     if json_:
         print_json(manifest.model_dump(mode="json"))
         return
@@ -47,3 +51,5 @@ def search(
         f"{manifest.intact_accuracy:.3f})"
     )
     print(f"Manifest: {out}")
+    if study:
+        print(f"Study: {out.with_name('search_study.json')}")

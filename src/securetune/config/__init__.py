@@ -16,6 +16,7 @@ from securetune.config.recipes import (
     load_train_config,
 )
 from securetune.config.settings import (
+    MODULE_SETS,
     AnalysisSettings,
     EvaluationSettings,
     Fraction,
@@ -30,6 +31,7 @@ from securetune.config.settings import (
 )
 
 __all__ = [
+    "MODULE_SETS",
     "AnalysisSettings",
     "AnalyzeConfig",
     "EvaluateConfig",

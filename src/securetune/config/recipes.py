@@ -30,19 +30,23 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class AnalyzeConfig(Settings):
-    """Sections of `securetune analyze`."""
+    """Sections of `securetune analyze`; `data` and `training` are for `analysis.perturbation: update` alone."""
 
     model: ModelSettings = ModelSettings()
     probes: ProbeSettings = ProbeSettings()
     analysis: AnalysisSettings = AnalysisSettings()
+    data: str | None = None
+    training: TrainingSettings = TrainingSettings()
 
 
 class SearchConfig(Settings):
-    """Sections of `securetune search`."""
+    """Sections of `securetune search`; `data` and `training` are for the perturbation `update` alone."""
 
     model: ModelSettings = ModelSettings()
     probes: ProbeSettings = ProbeSettings()
     search: SearchSettings = SearchSettings()
+    data: str | None = None
+    training: TrainingSettings = TrainingSettings()
 
 
 class TrainConfig(Settings):

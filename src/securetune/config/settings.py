@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+MODULE_SETS = ("searched", "sensitive", "random", "top-k", "pattern")
+"""What `training.modules` may name instead of a manifest's path; all but the first are controls of the same size."""
+
 OrderBy = Literal["accuracy", "margin", "closed-form", "refusal-margin", "refusal-closed-form"]
 
 
@@ -107,8 +110,15 @@ class SearchSettings(Settings):
             prompts × 4 seeds.
         epsilon: Relative noise size of the joint test; None takes a size at which a joint test of the target share
             discriminates (recorded in the manifest).
-        chunk_size: Modules tried together; a refused chunk is halved.
+        chunk_size: Units tried together; a refused chunk is halved.
         noise_seeds: Noise draws per joint test.
+        unit: What joins or is refused as one: a `module`; or a `block`, one projection type over `block_layers`
+            neighbouring layers, for large models, where single modules are many and their scores noisy.
+        block_layers: Layers of a block.
+        perturbation: Of the joint test; None takes the analysis'.
+        closed_form_filter: Refuse a chunk without sampling if the closed form predicts a joint accuracy below the
+            required one by more than the tolerance again. What joins was always sampled. On: it costs one forward and
+            backward pass, and saves a sampled test at most refusals. Gaussian noise only.
         order_by: Which score orders the candidates: `accuracy` (the paper's; margin fall breaks ties), `margin` (the
             fall of the classifier's logit), `closed-form`, `refusal-margin` or `refusal-closed-form`.
         batch_size: Prompts a forward pass.
@@ -120,6 +130,10 @@ class SearchSettings(Settings):
     epsilon: Annotated[float, Field(gt=0.0)] | None = None
     chunk_size: PositiveInt = 4
     noise_seeds: PositiveInt = 4
+    unit: Literal["module", "block"] = "module"
+    block_layers: PositiveInt = 4
+    perturbation: Literal["gaussian", "update", "mean"] | None = None
+    closed_form_filter: bool = True
     order_by: OrderBy = "accuracy"
     batch_size: PositiveInt = 64
     seed: int = 1000
@@ -154,8 +168,8 @@ class TrainingSettings(Settings):
 
     Attributes:
         method: A registered defense of the training stage: `ift` (plain), `ml-lr` or `swat`.
-        modules: Which set counts as robust: `searched` (the manifest), `sensitive` or `random` (controls of the same
-            size), or the path of a manifest.
+        modules: Which set counts as robust: `searched` (the manifest), a control of the same size (`sensitive`,
+            `random`, `top-k`, `pattern`), or the path of a manifest.
         tune: `full` (all parameters) or `lora`.
         lora: Adapter settings, used with `lora` only.
         learning_rate: Base rate (> 0); None takes 2e-5 for all parameters and 2e-4 for LoRA.

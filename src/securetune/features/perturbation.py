@@ -12,6 +12,7 @@ goes
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
@@ -36,6 +37,10 @@ class Perturbation(Protocol):
     @property
     def grid(self) -> tuple[float, ...]:
         """Sizes that calibration tries, in rising order."""
+
+    @property
+    def largest(self) -> float:
+        """Largest size that makes sense."""
 
     def draws(self, seeds: Sequence[int]) -> list[int]:
         """Return those of the seeds that give draws of their own."""
@@ -74,6 +79,7 @@ class GaussianPerturbation:
 
     name = "gaussian"
     grid = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    largest = math.inf
 
     def draws(self, seeds: Sequence[int]) -> list[int]:
         """Return all: every seed gives other noise."""
@@ -99,6 +105,7 @@ class UpdatePerturbation:
 
     name = "update"
     grid = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+    largest = math.inf
 
     def __init__(self, updates: Sequence[Mapping[str, Float[Tensor, "out in"]]]) -> None:
         if not updates:
@@ -126,6 +133,7 @@ class MeanAblation:
 
     name = "mean"
     grid = (0.25, 0.5, 0.75, 1.0)
+    largest = 1.0
 
     def __init__(self, means: Mapping[str, Float[Tensor, " out"]]) -> None:
         self._means = means

@@ -86,8 +86,13 @@ class RunFolder:
         """What the worker processes printed."""
         return self.path / "logs"
 
+    @property
+    def update(self) -> Path:
+        """Short fine-tuning runs, if modules are perturbed by their updates."""
+        return self.path / "analysis" / "update"
+
     def manifest(self, selection: str) -> Path:
-        """Chosen modules: `searched`, or a control set of the same size, `sensitive` or `random`."""
+        """Chosen modules: `searched`, or a control set of the same size, such as `sensitive`."""
         name = "robust" if selection == "searched" else selection
         return self.path / "search" / f"{name}_modules.json"
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from securetune import models
 from securetune.analysis import analyze_robustness
@@ -21,19 +21,19 @@ from securetune.artifacts import (
     write_json,
     write_text,
 )
-from securetune.config import RunConfig, TrainingSettings
-from securetune.data.prompts import load_probes
+from securetune.config import MODULE_SETS, RunConfig, TrainingSettings
+from securetune.data.prompts import ProbeSet, load_probes
 from securetune.defenses import find_defense
 from securetune.evaluation import evaluate, require_refusing_start_model
-from securetune.features.probe import fit_probe
+from securetune.features import Perturbation, fit_probe
+from securetune.models import ChatModel
 from securetune.pipeline.folder import RunFolder, cell_name
+from securetune.pipeline.perturbing import open_perturbation
 from securetune.progress import ProgressCallback
-from securetune.search import JointTest, SearchResult, control_set, search_robust_modules
+from securetune.search import CONTROL_KINDS, JointTest, SearchResult, control_set, search_robust_modules
 from securetune.training import train
 
 START, ANALYSIS, SEARCH, REPORT = "start", "analysis", "search", "report"
-CONTROLS: tuple[Literal["sensitive", "random"], ...] = ("sensitive", "random")
-SELECTIONS = ("searched", *CONTROLS)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def list_jobs(config: RunConfig, folder: RunFolder) -> list[Job]:
 
 def needs_search(settings: TrainingSettings) -> bool:
     """Whether a method waits for the search: plain fine-tuning does not, nor one with a manifest of the user's."""
-    return needs_manifest(settings) and settings.modules in SELECTIONS
+    return needs_manifest(settings) and settings.modules in MODULE_SETS
 
 
 def needs_manifest(settings: TrainingSettings) -> bool:
@@ -109,8 +109,16 @@ def evaluate_start_model(config: RunConfig, folder: RunFolder, progress: Progres
 def analyze(config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> None:
     """Score every module's robustness."""
     probes = load_probes(config.probes, config.model.name)
-    report = analyze_robustness(models.load(config.model), probes, config.analysis, progress)
-    write_json(folder.robustness, report)
+    model = models.load(config.model)
+    perturbation = _perturbation(config.analysis.perturbation, model, probes, config, folder, progress)
+    write_json(folder.robustness, analyze_robustness(model, probes, config.analysis, progress, perturbation))
+
+
+def _perturbation(
+    name: str, model: ChatModel, probes: ProbeSet, config: RunConfig, folder: RunFolder, progress: ProgressCallback
+) -> Perturbation:
+    training = config.training
+    return open_perturbation(name, model, probes, config.analysis, training, config.data, folder.update, progress)
 
 
 def search(config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> None:
@@ -119,11 +127,14 @@ def search(config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> 
     model = models.load(config.model)
     models.check_same_model(report.model, model.identity, str(folder.robustness))
     probes = load_probes(config.probes, config.model.name)
-    result = search_robust_modules(model, probes, report, config.search, count_decided(report, progress))
+    name = config.search.perturbation or config.analysis.perturbation
+    perturbation = _perturbation(name, model, probes, config, folder, progress)
+    on_step = count_decided(report, progress)
+    result = search_robust_modules(model, probes, report, config.search, on_step, perturbation)
     write_trace(folder.search_trace, result)
     probe = fit_probe(model, probes, config.search.batch_size)
-    test = JointTest(model, probes.score_harmful, probe.classifier, config.search)
-    for kind in CONTROLS:
+    test = JointTest(model, probes.score_harmful, probe.classifier, config.search, perturbation)
+    for kind in CONTROL_KINDS:
         write_json(folder.manifest(kind), control_set(report, result.manifest, kind, config.search.seed, test))
     write_json(folder.manifest("searched"), result.manifest)
 

@@ -21,14 +21,17 @@ from securetune.artifacts import (
     write_json,
     write_text,
 )
-from securetune.config import AnalyzeConfig, EvaluateConfig, SearchConfig, TrainConfig
+from securetune.config import AnalysisSettings, AnalyzeConfig, EvaluateConfig, SearchConfig, TrainConfig
+from securetune.data.conversations import read_conversations
 from securetune.data.prompts import ProbeSet, load_probes
 from securetune.errors import ArtifactError, ConfigError, InputError, ProblemList
 from securetune.evaluation import check_evaluation, evaluate
+from securetune.features import Perturbation
 from securetune.pipeline.jobs import count_decided, write_trace
+from securetune.pipeline.perturbing import open_perturbation
 from securetune.progress import ProgressCallback
 from securetune.reporting import heatmap_svg
-from securetune.search import search_robust_modules
+from securetune.search import search_robust_modules, study_search
 from securetune.training import train
 
 ArtifactType = TypeVar("ArtifactType", bound=Artifact)
@@ -42,18 +45,26 @@ def analyze_model(config: AnalyzeConfig, out: Path, progress: ProgressCallback) 
     """
     probes, found = _check_probed_stage(config, out, RobustnessReport)
     model = models.load(config.model)
-    settings = config.analysis.model_dump(mode="json")
     if found is not None:
-        _require_same(found.settings == settings and found.prompt_set_hash == probes.hash, out)
+        _require_same(_has_analysis_settings(found, config) and found.prompt_set_hash == probes.hash, out)
         models.check_same_model(found.model, model.identity, str(out))
         return found
-    report = analyze_robustness(model, probes, config.analysis, progress)
+    name, folder = config.analysis.perturbation, update_folder(out)
+    kind = open_perturbation(name, model, probes, config.analysis, config.training, config.data, folder, progress)
+    report = analyze_robustness(model, probes, config.analysis, progress, kind)
     write_text(out.with_name("heatmap.svg"), heatmap_svg(report, chosen=()))
     write_json(out, report)
     return report
 
 
-def search_model(config: SearchConfig, robustness: Path, out: Path, progress: ProgressCallback) -> RobustModules:
+def update_folder(robustness: Path) -> Path:
+    """Return where the fine-tuning runs of an analysis with the perturbation `update` lie."""
+    return robustness.with_name(f"{robustness.stem}.update")
+
+
+def search_model(
+    config: SearchConfig, robustness: Path, out: Path, progress: ProgressCallback, study: bool = False
+) -> RobustModules:
     """Check, search, and write the manifest to `out`, with `search_trace.jsonl` beside it.
 
     Args:
@@ -61,6 +72,7 @@ def search_model(config: SearchConfig, robustness: Path, out: Path, progress: Pr
         robustness: Result of the analysis.
         out: The manifest.
         progress: Is told of the modules that are decided.
+        study: Also search with other seeds, tolerances and targets, and write `search_study.json`.
 
     Raises:
         InputError: If the analysis was made for another model or other prompts, or `out` holds something else.
@@ -74,11 +86,34 @@ def search_model(config: SearchConfig, robustness: Path, out: Path, progress: Pr
     if found is not None:
         _require_same(_has_settings(found, config) and found.prompt_set_hash == probes.hash, out)
         models.check_same_model(found.model, model.identity, str(out))
-        return found
-    result = search_robust_modules(model, probes, report, config.search, count_decided(report, progress))
-    write_trace(out.with_name("search_trace.jsonl"), result)
-    write_json(out, result.manifest)
-    return result.manifest
+        if not study:
+            return found
+    kind = _joint_perturbation(config, model, probes, report, update_folder(robustness), progress)
+    if found is None:
+        on_step = count_decided(report, progress)
+        result = search_robust_modules(model, probes, report, config.search, on_step, kind)
+        write_trace(out.with_name("search_trace.jsonl"), result)
+        write_json(out, result.manifest)
+        found = result.manifest
+    if study:
+        studied = study_search(model, probes, report, found, config.search, progress, kind)
+        write_json(out.with_name("search_study.json"), studied)
+    return found
+
+
+def _joint_perturbation(
+    config: SearchConfig,
+    model: models.ChatModel,
+    probes: ProbeSet,
+    report: RobustnessReport,
+    folder: Path,
+    progress: ProgressCallback,
+) -> Perturbation:
+    """Make the perturbation of the joint test: the search's own, or that of the analysis with the same runs."""
+    known = {key: value for key, value in report.settings.items() if key in AnalysisSettings.model_fields}
+    analysis = AnalysisSettings(**known)
+    name = config.search.perturbation or analysis.perturbation
+    return open_perturbation(name, model, probes, analysis, config.training, config.data, folder, progress)
 
 
 def train_model(config: TrainConfig, out: Path, progress: ProgressCallback) -> TrainingResult:
@@ -110,6 +145,10 @@ def _check_probed_stage(
     """Check model, prompts and output file together; return the prompts, and the result if `out` holds one."""
     problems = ProblemList()
     problems.found += models.check_model(config.model)
+    if isinstance(config, AnalyzeConfig):
+        problems.found += _update_problems(config.analysis.perturbation, config.data)
+    elif config.search.perturbation is not None:
+        problems.found += _update_problems(config.search.perturbation, config.data)
     probes: ProbeSet | None = None
     with problems.collect():
         probes = load_probes(config.probes, config.model.name)
@@ -121,9 +160,26 @@ def _check_probed_stage(
     return probes, found
 
 
+def _update_problems(perturbation: str, data: str | None) -> list[str]:
+    """Refuse an update perturbation without data, and data that it cannot be made of."""
+    if perturbation != "update":
+        return []
+    if data is None:
+        return ["perturbation: update needs the data that you want to tune on. Give --data FILE."]
+    problems = ProblemList()
+    with problems.collect():
+        read_conversations(data)
+    return problems.found
+
+
 def _require_same(same: bool, out: Path) -> None:
     if not same:
         raise ConfigError(f"{out}: holds a result with other settings or prompts. Give another --out, or remove it.")
+
+
+def _has_analysis_settings(found: RobustnessReport, config: AnalyzeConfig) -> bool:
+    """Compare analysis settings; what calibration found is beside them in the report."""
+    return {**found.settings, **config.analysis.model_dump(mode="json")} == found.settings
 
 
 def _has_settings(found: RobustModules, config: SearchConfig) -> bool:

@@ -169,7 +169,7 @@ def _is_control(models: list[EvaluatedModel], run: RunResults) -> bool:
         return False
     shared = run.config.training.other_parameters if run.config else training.settings.get("other_parameters")
     own_embeddings = training.settings.get("other_parameters") != shared
-    return training.selection in ("sensitive", "random") or own_embeddings
+    return training.selection not in (None, "searched") or own_embeddings
 
 
 def _unusable_share(models: list[EvaluatedModel]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Literal
+from typing import Literal, get_args
 
 from securetune.artifacts import ModuleRobustness, RobustModules, RobustnessReport
 from securetune.errors import ArtifactError
@@ -11,11 +11,14 @@ from securetune.models import check_same_model
 from securetune.search.joint_test import JointTest
 from securetune.search.ranking import parameter_fraction, rank_modules, selected_modules
 
+ControlKind = Literal["sensitive", "random", "top-k", "pattern"]
+CONTROL_KINDS: tuple[ControlKind, ...] = get_args(ControlKind)
+
 
 def control_set(
     report: RobustnessReport,
     manifest: RobustModules,
-    kind: Literal["sensitive", "random"],
+    kind: ControlKind,
     seed: int = 0,
     test: JointTest | None = None,
 ) -> RobustModules:
@@ -27,7 +30,9 @@ def control_set(
     Args:
         report: The analysis behind the manifest.
         manifest: The searched set.
-        kind: `sensitive`: the least robust modules. `random`: modules in random order; they may overlap the manifest.
+        kind: `sensitive`: the least robust modules. `random`: modules in random order. `top-k`: the most robust ones,
+            not tested jointly. `pattern`: the deepest layers' modules, Q and K last of all. All but the first may
+            overlap the manifest.
         seed: Of the random order.
         test: Measures the control's joint accuracy at the manifest's noise size; without it that figure is None.
 
@@ -38,8 +43,7 @@ def control_set(
     if report.prompt_set_hash != manifest.prompt_set_hash:
         raise ArtifactError("the analysis and the manifest were made with different probe prompts. Search again.")
     ranked = rank_modules(report, manifest.settings.get("order_by", "accuracy"))
-    order = ranked[::-1] if kind == "sensitive" else random.Random(seed).sample(ranked, len(ranked))
-    names = _nearest_share(report, order, manifest.parameter_fraction)
+    names = _nearest_share(report, _order(kind, ranked, seed), manifest.parameter_fraction)
     extra = {"control_seed": seed} if kind == "random" else {}
     return RobustModules(
         model=manifest.model,
@@ -51,6 +55,18 @@ def control_set(
         joint_accuracy=None if test is None else test.accuracy(names, manifest.settings["epsilon"]),
         intact_accuracy=manifest.intact_accuracy,
     )
+
+
+def _order(kind: ControlKind, ranked: list[ModuleRobustness], seed: int) -> list[ModuleRobustness]:
+    match kind:
+        case "sensitive":
+            return ranked[::-1]
+        case "random":
+            return random.Random(seed).sample(ranked, len(ranked))
+        case "top-k":
+            return ranked
+        case "pattern":
+            return sorted(ranked, key=lambda module: (module.type in ("Q", "K"), -module.layer))
 
 
 def _nearest_share(report: RobustnessReport, order: list[ModuleRobustness], target: float) -> list[str]:

@@ -57,7 +57,7 @@ def choose_joint_epsilon(test: JointTest, report: RobustnessReport, settings: Se
     fall = min(max(_FALL_IN_TOLERANCES * settings.tolerance, _LEAST_FALL), (test.intact_accuracy - _CHANCE) / 2)
     aimed = test.intact_accuracy - fall
     seeds = range(settings.seed, settings.seed + _SEEDS)
-    epsilon = report.epsilon / math.sqrt(len(sets[0]))
+    epsilon = min(report.epsilon / math.sqrt(len(sets[0])), test.largest_size)
     found: dict[float, float] = {}
     up: bool | None = None
     for _ in range(_MOST_TRIALS):
@@ -66,7 +66,10 @@ def choose_joint_epsilon(test: JointTest, report: RobustnessReport, settings: Se
         if up is not None and step_up != up:
             break
         up = step_up
-        epsilon *= _RATIO if step_up else 1 / _RATIO
+        following = min(epsilon * (_RATIO if step_up else 1 / _RATIO), test.largest_size)
+        if following == epsilon:
+            break
+        epsilon = following
     best = min(found, key=lambda size: (abs(found[size] - aimed), size))
     trials = [{"epsilon": size, "random_set_accuracy": found[size]} for size in sorted(found)]
     return JointNoise(best, aimed, trials)

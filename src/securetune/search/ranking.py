@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from securetune.artifacts import ModuleRobustness, RobustnessReport, SelectedModule
-from securetune.config import OrderBy
+from securetune.config import OrderBy, SearchSettings
 from securetune.errors import ArtifactError
 
 _SENSITIVE_TYPES = ("Q", "K")
@@ -56,6 +56,24 @@ def _score(module: ModuleRobustness, order_by: OrderBy) -> tuple[float | None, .
             return (module.refusal_margin_fall,)
         case "refusal-closed-form":
             return (module.refusal_closed_form_shift,)
+
+
+Unit = tuple[str, ...]
+"""Names of modules that join or are refused together."""
+
+
+def make_units(ranked: Sequence[ModuleRobustness], settings: SearchSettings) -> list[Unit]:
+    """Group ranked modules into the units of the search, the most robust first.
+
+    A block is as robust as its members' mean rank says: scores of modules of different width do not add up.
+    """
+    if settings.unit == "module":
+        return [(module.name,) for module in ranked]
+    places: dict[tuple[str, int], list[tuple[int, str]]] = {}
+    for rank, module in enumerate(ranked):
+        places.setdefault((module.type, module.layer // settings.block_layers), []).append((rank, module.name))
+    by_rank = sorted(places.values(), key=lambda members: sum(rank for rank, _ in members) / len(members))
+    return [tuple(name for _, name in members) for members in by_rank]
 
 
 def _pattern(module: ModuleRobustness) -> tuple[int, bool]:

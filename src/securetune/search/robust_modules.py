@@ -14,11 +14,12 @@ from securetune.artifacts import ModuleRobustness, RobustModules, RobustnessRepo
 from securetune.config import SearchSettings
 from securetune.data.prompts import ProbeSet
 from securetune.errors import ArtifactError, RunError
+from securetune.features.perturbation import Perturbation
 from securetune.features.probe import fit_probe
 from securetune.models import ChatModel, check_same_model
 from securetune.search.joint_noise import JointNoise, choose_joint_epsilon
 from securetune.search.joint_test import JointTest
-from securetune.search.ranking import parameter_fraction, rank_modules, selected_modules
+from securetune.search.ranking import Unit, make_units, parameter_fraction, rank_modules, selected_modules
 
 TraceStep = dict[str, Any]
 
@@ -30,7 +31,8 @@ class SearchResult(NamedTuple):
         manifest: The chosen set.
         trace: One entry a joint test: `step` (from 0), `candidates` (the modules asked about), `set_size` and
             `parameter_fraction` (of the set with them), `accuracy` (under joint perturbation), `required_accuracy`, and
-            `decision`: `joined`, `halved` or `skipped`.
+            `decision`: `joined`, `halved` or `skipped`; `predicted_accuracy` of the closed form where there is one, and
+            `accuracy` None where that prediction alone refused the chunk.
     """
 
     manifest: RobustModules
@@ -43,6 +45,7 @@ def search_robust_modules(
     report: RobustnessReport,
     settings: SearchSettings,
     on_step: Callable[[TraceStep], None] | None = None,
+    perturbation: Perturbation | None = None,
 ) -> SearchResult:
     """Choose modules in order of robustness, as long as the classifier stands their joint perturbation.
 
@@ -57,6 +60,7 @@ def search_robust_modules(
         report: The analysis.
         settings: Target share, tolerance, noise.
         on_step: Called with each entry of the trace as it is made.
+        perturbation: Of the joint test; None: Gaussian noise.
 
     Raises:
         ArtifactError: If the report was made for another model, chat template or set of prompts.
@@ -64,7 +68,7 @@ def search_robust_modules(
     """
     check_report(report, model, probes)
     probe = fit_probe(model, probes, settings.batch_size)
-    test = JointTest(model, probes.score_harmful, probe.classifier, settings)
+    test = JointTest(model, probes.score_harmful, probe.classifier, settings, perturbation)
     noise = _joint_noise(test, report, settings)
     ranked = rank_modules(report, settings.order_by)
     trace: list[TraceStep] = []
@@ -132,36 +136,41 @@ def _steps(
     epsilon: float,
 ) -> Iterator[tuple[TraceStep, bool]]:
     """Yield each joint test and whether its candidates joined."""
-    names = [module.name for module in ranked]
-    waiting = [names[start : start + settings.chunk_size] for start in range(0, len(names), settings.chunk_size)]
+    units = make_units(ranked, settings)
+    waiting = [units[start : start + settings.chunk_size] for start in range(0, len(units), settings.chunk_size)]
     required = test.intact_accuracy - settings.tolerance
     chosen: list[str] = []
     number = 0
     while waiting and parameter_fraction(report, chosen) < settings.target_fraction:
         chunk = _needed(report, chosen, waiting.pop(0), settings.target_fraction)
-        accuracy = test.accuracy([*chosen, *chunk], epsilon)
-        joined = accuracy >= required
+        names = [name for unit in chunk for name in unit]
+        predicted = test.predicted_accuracy([*chosen, *names], epsilon)
+        hopeless = predicted is not None and predicted < required - settings.tolerance
+        accuracy = None if hopeless else test.accuracy([*chosen, *names], epsilon)
+        joined = accuracy is not None and accuracy >= required
         step = {
             "step": number,
-            "candidates": chunk,
-            "set_size": len(chosen) + len(chunk),
-            "parameter_fraction": parameter_fraction(report, [*chosen, *chunk]),
+            "candidates": names,
+            "set_size": len(chosen) + len(names),
+            "parameter_fraction": parameter_fraction(report, [*chosen, *names]),
+            "predicted_accuracy": predicted,
             "accuracy": accuracy,
             "required_accuracy": required,
             "decision": "joined" if joined else "halved" if len(chunk) > 1 else "skipped",
         }
         number += 1
         if joined:
-            chosen += chunk
+            chosen += names
         elif len(chunk) > 1:
             middle = (len(chunk) + 1) // 2
             waiting[:0] = [chunk[:middle], chunk[middle:]]
         yield step, joined
 
 
-def _needed(report: RobustnessReport, chosen: list[str], chunk: list[str], target: float) -> list[str]:
-    """Cut a chunk off where the target is reached, so that the set exceeds it by less than one module."""
+def _needed(report: RobustnessReport, chosen: list[str], chunk: list[Unit], target: float) -> list[Unit]:
+    """Cut a chunk off where the target is reached, so that the set exceeds it by less than one unit."""
     for count in range(1, len(chunk)):
-        if parameter_fraction(report, [*chosen, *chunk[:count]]) >= target:
+        names = [name for unit in chunk[:count] for name in unit]
+        if parameter_fraction(report, [*chosen, *names]) >= target:
             return chunk[:count]
     return chunk

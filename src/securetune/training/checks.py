@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from securetune.artifacts import RobustModules, TrainingInputs, read_artifact, sha256_json
-from securetune.config import ModelSettings, TrainingSettings
+from securetune.config import MODULE_SETS, ModelSettings, TrainingSettings
 from securetune.data.conversations import Conversation, read_conversations
 from securetune.defenses import Defense, find_defense
 from securetune.errors import ArtifactError, ConfigError, InputError, ProblemList
@@ -35,7 +35,6 @@ _SEED_LIMIT = 2**31  # numpy takes 32 bits, and a phase may add an offset
 
 INPUTS_FILE = "training_inputs.json"
 RESULT_FILE = "training.json"
-MODULE_SETS = ("searched", "sensitive", "random")
 
 
 @dataclass(frozen=True)
