@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from securetune import models
 from securetune.artifacts import RobustModules, SelectedModule, write_json
 from securetune.cli import app
+from securetune.data.built_in_probes import built_in_prompts
 
 NOTHING = Path("nowhere")
 
@@ -25,6 +26,7 @@ class Files:
         self.out = folder / "out"
         self.harmful = self.text("harmful.txt", "".join(f"how do i steal a {n}\n" for n in "abcdefghijkl"))
         self.harmless = self.text("harmless.txt", "".join(f"how do i wash a {n}\n" for n in "abcdefghijkl"))
+        self.again = self.text("again.txt", self.harmful.read_text().upper())
         self.data = self.text("data.jsonl", json.dumps({"prompt": "how", "completion": "sure"}) + "\n")
 
     def text(self, name, content):
@@ -136,7 +138,10 @@ CASES = {
         lambda f: _train(f, "--method", "swat", "--modules", f.manifest(chat_template_hash="other")),
         "another chat template",
     ),
-    "no built-in probes": (lambda f: ["analyze", f.model, "--out", f.out], "Give --harmful FILE and --harmless FILE"),
+    "data set without a name": (
+        lambda f: ["analyze", f.model, "--out", f.out, "--harmful", "hub:x", "--harmless", f.harmless],
+        "hub:x: a data set on the hub must be named owner/name",
+    ),
     "half of the probes": (
         lambda f: ["analyze", f.model, "--out", f.out, "--harmful", f.harmful],
         "--harmless is missing",
@@ -147,7 +152,11 @@ CASES = {
     ),
     "probes that overlap": (
         lambda f: ["analyze", f.model, "--out", f.out, "--harmful", f.harmful, "--harmless", f.harmful],
-        "must not overlap",
+        r"the harmful prompts \(.*harmful\.txt\) and the harmless prompts \(.*\) must not overlap; 12 of 12 do",
+    ),
+    "suites that overlap": (
+        lambda f: ["evaluate", f.model, "--out", f.out, "--suite", f.harmful, "--suite", f"harmless:{f.again}"],
+        "the harmful suite harmful and the harmless suite again must not overlap; 12 of 12 do",
     ),
     "analysis missing": (lambda f: ["search", "nowhere.json", "--out", f.out], r"nowhere\.json: no such file"),
     "unknown suite": (
@@ -158,7 +167,7 @@ CASES = {
         lambda f: ["evaluate", f.model, "--out", f.out, "--suite", f.harmful, "--judge", "keyword-qi"],
         '"keywords-qi"',
     ),
-    "nothing to evaluate": (lambda f: ["evaluate", f.model, "--out", f.out], "Give --suite FILE or --task FILE"),
+    "nothing to evaluate": (lambda f: ["evaluate", f.model, "--out", f.out], "--suite FILE or --task FILE"),
     "broken task": (
         lambda f: ["evaluate", f.model, "--out", f.out, "--task", f.text("task.jsonl", '{"prompt": "a"}\n')],
         r"task\.jsonl: every row of a task must have `answer`.*missing in row 1",
@@ -243,4 +252,36 @@ def test_probes_in_a_test_suite(files, monkeypatch):
     )
     result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(files.out)])
     assert result.exit_code == 2
-    assert "suite harmful: must share no prompt with the probes; 12 of 12 do" in result.stderr
+    sentence = "error: the harmful probes (harmful.txt) and the suite harmful must not overlap; 12 of 12 do, such as"
+    assert sentence in result.stderr
+
+
+def test_probes_in_a_test_suite_beside_other_mistakes(files, monkeypatch):
+    """The overlap is told although another suite cannot be read, and names the harmless file if it is that one."""
+    monkeypatch.chdir(files.folder)
+    recipe = files.recipe(
+        f"model: {{name: {files.model}}}\n"
+        "data: missing.jsonl\n"
+        "probes: {harmful: harmful.txt, harmless: harmless.txt}\n"
+        "evaluation: {suites: [missing.txt, 'harmless:harmless.txt']}\n"
+    )
+    result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(files.out)])
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3
+    assert errors[2].startswith("error: the harmless probes (harmless.txt) and the suite harmless must not overlap")
+
+
+def test_built_in_probes_in_a_test_suite(files, monkeypatch):
+    """A file that repeats built-in probes cannot test a model whose modules were chosen by them."""
+    monkeypatch.chdir(files.folder)
+    copied = [prompt.text for prompt in built_in_prompts("searching", "harmful")[:3]]
+    files.text("copied.txt", "\n".join(copied))
+    recipe = files.recipe(
+        f"model: {{name: {files.model}}}\ndata: data.jsonl\nevaluation: {{suites: [copied.txt, probes-harmful]}}\n"
+    )
+    result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(files.out)])
+    assert result.exit_code == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "the harmful probes (built in) and the suite copied must not overlap; 3 of 3 do" in errors[0]

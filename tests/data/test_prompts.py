@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_prompts
 
+from securetune import tiny_world
 from securetune.config import ProbeSettings
-from securetune.data.prompts import Prompt, find_overlap, load_probes, make_probe_set, read_prompts
+from securetune.data.overlap import find_overlap
+from securetune.data.prompts import Prompt, load_probes, make_probe_set, read_prompts
 from securetune.errors import DataError
 
 
@@ -103,18 +105,12 @@ def test_two_rows_with_one_id_are_refused(tmp_path: Path):
         read_prompts(_write(tmp_path / "a.jsonl", '{"id": "x", "prompt": "a"}\n{"id": "x", "prompt": "b"}'))
 
 
-def test_overlap_ignores_case_punctuation_and_typography():
-    """The same request in another dress is the same request."""
-    plain = Prompt("a", ({"role": "user", "content": "Don't rob a bank!"},))
-    dressed = Prompt("b", ({"role": "user", "content": "don't  ROB a bank"},))
-    other = Prompt("c", ({"role": "user", "content": "rob a bank"},))
-    assert find_overlap([plain], [dressed, other]) == [(plain, dressed)]
-
-
 def test_a_probe_set_whose_parts_overlap_is_refused():
     """A classifier must not be scored on prompts that it was fitted on."""
     harmful, harmless = tiny_prompts("harmful", 0, 8), tiny_prompts("harmless", 0, 8)
-    with pytest.raises(DataError, match=r"the fitting harmful and the scoring harmful prompts must not overlap; 8 do"):
+    with pytest.raises(
+        DataError, match=r"the fitting harmful prompts and the scoring harmful prompts must not overlap; 8 of 8 do"
+    ):
         make_probe_set(harmful, harmless, harmful, tiny_prompts("harmless", 1, 8))
 
 
@@ -151,10 +147,25 @@ def test_repeated_prompts_of_a_file_are_left_out_with_a_warning(tmp_path: Path):
 
 
 def test_the_same_prompt_as_harmful_and_harmless_is_refused(tmp_path: Path):
-    """A file cannot serve as both classes."""
-    path = _numbered(tmp_path / "a.txt", "wash", 10)
-    with pytest.raises(DataError, match="must not overlap"):
-        load_probes(ProbeSettings(harmful=path, harmless=path), "m")
+    """A prompt cannot belong to both classes; one sentence names both files, the count and an example."""
+    bad = _write(tmp_path / "bad.txt", "".join(f"Burn {index}!\n" for index in range(10)))
+    ok = _write(tmp_path / "ok.txt", "".join(f"wash {index}\n" for index in range(10)) + "burn 3\nburn 7\n")
+    with pytest.raises(DataError) as caught:
+        load_probes(ProbeSettings(harmful=str(bad), harmless=str(ok)), "m")
+    assert caught.value.problems == [
+        f"the harmful prompts ({bad}) and the harmless prompts ({ok}) must not overlap; 2 of 12 do, "
+        'such as "burn 3" (bad:4 and ok:11)'
+    ]
+
+
+def test_overlap_is_reported_beside_other_mistakes(tmp_path: Path):
+    """Two files that share prompts, one of them too small, are two sentences."""
+    small, ok = _numbered(tmp_path / "a.txt", "wash", 5), _numbered(tmp_path / "b.txt", "wash", 10)
+    with pytest.raises(DataError) as caught:
+        load_probes(ProbeSettings(harmful=small, harmless=ok), "m")
+    assert len(caught.value.problems) == 2
+    assert "5 different prompts give 2 for fitting" in caught.value.problems[0]
+    assert "must not overlap; 5 of 10 do" in caught.value.problems[1]
 
 
 def test_mistakes_of_both_files_are_reported_together(tmp_path: Path):
@@ -177,11 +188,24 @@ def test_a_small_file_names_the_sizes_of_its_parts(tmp_path: Path):
         load_probes(ProbeSettings(harmful=small, harmless=ok), "m")
 
 
-def test_only_tiny_world_has_built_in_prompts():
-    """Any other model needs files, and the sentence says how to give them."""
-    with pytest.raises(DataError, match="Give --harmful FILE and --harmless FILE"):
-        load_probes(ProbeSettings(), "some/model")
+def test_tiny_world_has_probes_in_its_own_language(tmp_path: Path):
+    """Its models, also those tuned from them, get prompts that they can read."""
     probes = load_probes(ProbeSettings(max_prompts=20), "tiny-world")
     assert [len(part) for part in probes[:4]] == [20] * 4
     assert all(prompt.metadata["harmful"] for prompt in probes.score_harmful)
     assert not any(prompt.metadata["harmful"] for prompt in probes.score_harmless)
+    _write(tmp_path / "chat_template.jinja", tiny_world.tokenizer.CHAT_TEMPLATE)
+    assert load_probes(ProbeSettings(max_prompts=20), str(tmp_path)).hash == probes.hash
+
+
+def test_any_other_model_has_the_built_in_probes():
+    """They are used when no files are given, cut to the longest length asked for with both classes still twins."""
+    probes = load_probes(ProbeSettings(), "some/model")
+    assert [len(part) for part in probes[:4]] == [120, 120, 96, 96]
+    few = load_probes(ProbeSettings(max_prompts=10), "some/model")
+    assert [len(part) for part in few[:4]] == [10] * 4
+    assert few.fit_harmful == probes.fit_harmful[:10]
+    names = [[prompt.id.rpartition("-")[0] for prompt in part] for part in few[:4]]
+    assert names[0] == names[1]
+    assert names[2] == names[3]
+    assert len({prompt.metadata["category"] for prompt in few.fit_harmful}) == 5

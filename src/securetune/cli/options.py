@@ -17,6 +17,10 @@ Set = Annotated[
 ]
 Harmful = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Harmful requests: text, one a line, or JSON lines with `prompt` or `messages`."),
+    typer.Option(
+        metavar="SOURCE",
+        help="Harmful requests: a file (text, one a line, or JSON lines with `prompt` or `messages`), "
+        "hub:owner/name[:split[:column]] or folder:PATH of a data set. Left out: built-in ones.",
+    ),
 ]
-Harmless = Annotated[str | None, typer.Option(metavar="FILE", help="Harmless requests, in the same form.")]
+Harmless = Annotated[str | None, typer.Option(metavar="SOURCE", help="Harmless requests, in the same forms.")]

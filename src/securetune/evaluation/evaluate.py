@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from securetune.artifacts import (
     write_json,
 )
 from securetune.config import EvaluationSettings, ModelSettings
+from securetune.data.overlap import overlap_sentence
 from securetune.data.prompts import Prompt
 from securetune.errors import ConfigError, DataError, ProblemList
 from securetune.evaluation.answered_suite import answer_prompts, check_folder, generation_key, write_responses
 from securetune.evaluation.judges import Judge, find_judge, unsuited_sentence
 from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE
+from securetune.evaluation.probe_suites import HARMFUL, HARMLESS
 from securetune.evaluation.scoring import judge_responses, mark_task, score_suite, score_task
 from securetune.evaluation.suites import Suite, load_suite
 from securetune.evaluation.tasks import Task, load_task
@@ -98,7 +101,7 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
 
     Raises:
         DataError: With every problem found: unknown suites, judges or tasks, unreadable files, judges that cannot judge
-            a suite, two suites of one name, nothing to evaluate.
+            a suite, two suites of one name, a prompt in a harmful and in a harmless suite, nothing to evaluate.
     """
     resolved = _with_defaults(settings, model)
     problems = ProblemList()
@@ -115,7 +118,10 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
         with problems.collect():
             task = load_task(resolved.task, resolved.max_prompts)
     if not resolved.suites and resolved.task is None:
-        problems.found.append(f"{model.name}: no suite is built in for this model. Give --suite FILE or --task FILE.")
+        problems.found.append(
+            f"{model.name}: a suite or a task must be given for this model. Give --suite {HARMFUL} and "
+            f"--suite {HARMLESS}, which are built in, or --suite FILE or --task FILE."
+        )
     problems.found += _misfits(suites, judges, task)
     problems.raise_if_any(DataError)
     return EvaluationPlan(tuple(suites), tuple(judges), task, resolved)
@@ -138,7 +144,17 @@ def _misfits(suites: list[Suite], judges: list[Judge], task: Task | None) -> lis
     twice = [f'judge "{name}" is named twice' for name, n in Counter(j.name for j in judges).items() if n > 1]
     empty = [f'suite "{suite.name}" has no prompts' for suite in suites if not suite.prompts]
     unsuited = [unsuited_sentence(judge, suite) for suite in suites for judge in judges]
-    return clashes + twice + empty + [sentence for sentence in unsuited if sentence]
+    return clashes + twice + empty + [sentence for sentence in unsuited if sentence] + list(_contradictions(suites))
+
+
+def _contradictions(suites: list[Suite]) -> Iterator[str]:
+    """Refuse a prompt that is called harmful in one suite and harmless in another."""
+    for harmful in (suite for suite in suites if suite.kind == "harmful"):
+        for harmless in (suite for suite in suites if suite.kind == "harmless"):
+            names = f"the harmful suite {harmful.name}", f"the harmless suite {harmless.name}"
+            sentence = overlap_sentence(names[0], harmful.prompts, names[1], harmless.prompts)
+            if sentence:
+                yield sentence
 
 
 def _check_out(model: ChatModel, out: Path, plan: EvaluationPlan) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from securetune.artifacts import RobustModules, read_artifact
-from securetune.config import EvaluationSettings, RunConfig
+from securetune.config import EvaluationSettings, ProbeSettings, RunConfig
 from securetune.data.conversations import read_conversations
-from securetune.data.prompts import ProbeSet, find_overlap, load_probes
+from securetune.data.overlap import overlap_sentence
+from securetune.data.prompts import ProbeSet, load_probes
 from securetune.errors import ConfigError, InputError, ProblemList
-from securetune.evaluation import EvaluationPlan, check_evaluation
+from securetune.evaluation import EvaluationPlan, Suite, check_evaluation, load_suite
 from securetune.models import check_model, check_same_model_in_files
 from securetune.pipeline.folder import RunFolder, check_folder
 from securetune.pipeline.jobs import needs_manifest, needs_search
@@ -41,8 +42,9 @@ def check_run(config: RunConfig, folder: RunFolder) -> EvaluationSettings:
     for label in config.methods:
         with problems.collect():
             _check_method(config, label, model_is_usable=not model_problems)
-    if probes is not None and plan is not None:
-        problems.found += _shared_prompts(probes, plan)
+    if probes is not None:
+        suites = plan.suites if plan is not None else _readable_suites(config.evaluation)
+        problems.found += _shared_prompts(probes, config.probes, suites)
     with problems.collect():
         check_folder(folder, config)
     problems.raise_if_any(InputError)
@@ -64,13 +66,23 @@ def _check_method(config: RunConfig, label: str, model_is_usable: bool) -> None:
     problems.raise_if_any(ConfigError)
 
 
-def _shared_prompts(probes: ProbeSet, plan: EvaluationPlan) -> Iterator[str]:
+def _readable_suites(settings: EvaluationSettings) -> list[Suite]:
+    """Load what can be loaded of the named suites; what is wrong with the others has been told."""
+    suites = []
+    for name in settings.suites:
+        with ProblemList().collect():
+            suites.append(load_suite(name, settings.max_prompts))
+    return suites
+
+
+def _shared_prompts(probes: ProbeSet, settings: ProbeSettings, suites: Iterable[Suite]) -> Iterator[str]:
     """Refuse prompts that choose the modules and then judge the result: the test would not be held out."""
-    used = [*probes.fit_harmful, *probes.fit_harmless, *probes.score_harmful, *probes.score_harmless]
-    for suite in plan.suites:
-        pairs = find_overlap(used, suite.prompts)
-        if pairs:
-            yield (
-                f"suite {suite.name}: must share no prompt with the probes; {len(pairs)} of {len(suite.prompts)} do, "
-                f'such as "{pairs[0][1].text[:80]}"'
-            )
+    used = {
+        f"the harmful probes ({settings.harmful or 'built in'})": [*probes.fit_harmful, *probes.score_harmful],
+        f"the harmless probes ({settings.harmless or 'built in'})": [*probes.fit_harmless, *probes.score_harmless],
+    }
+    for suite in suites:
+        for name, prompts in used.items():
+            sentence = overlap_sentence(name, prompts, f"the suite {suite.name}", suite.prompts)
+            if sentence:
+                yield sentence

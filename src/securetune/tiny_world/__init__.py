@@ -30,7 +30,7 @@ from securetune.tiny_world.samples import (
     safety_rows,
     task_rows,
 )
-from securetune.tiny_world.tokenizer import build_tokenizer
+from securetune.tiny_world.tokenizer import CHAT_TEMPLATE, build_tokenizer
 
 CHECKPOINTS: tuple[str, ...] = ("aligned", "base")
 
@@ -47,6 +47,14 @@ def checkpoint_path(name: str = "aligned") -> Path:
     if name not in CHECKPOINTS:
         raise ValueError(f"name must be one of {', '.join(CHECKPOINTS)}; got {name!r}")
     return Path(__file__).parent / "checkpoints" / name
+
+
+def speaks_tiny_world(model: str) -> bool:
+    """Tells whether a model speaks this language: an embedded one, or a folder tuned from one (same chat template)."""
+    if model in ("tiny-world", "tiny-world-base"):
+        return True
+    template = Path(model).expanduser() / "chat_template.jinja"
+    return template.is_file() and template.read_text(encoding="utf-8").strip() == CHAT_TEMPLATE.strip()
 
 
 __all__ = [
@@ -76,5 +84,6 @@ __all__ = [
     "new_how_to_rows",
     "probe_prompts",
     "safety_rows",
+    "speaks_tiny_world",
     "task_rows",
 ]

@@ -1,0 +1,222 @@
+"""Prompts from data sets, read by the real library, without a network."""
+
+import re
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import Dataset, DatasetDict
+
+from securetune.config import ProbeSettings
+from securetune.data import data_sets
+from securetune.data.data_sets import names_data_set, read_data_set
+from securetune.data.prompts import load_probes
+from securetune.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def rows(word: str, count: int = 12) -> Dataset:
+    return Dataset.from_list([{"goal": f"{word} number {n}", "kind": word, "n": n} for n in range(count)])
+
+
+def saved(sets: Dataset | DatasetDict, folder: Path) -> str:
+    sets.save_to_disk(folder)
+    return f"folder:{folder}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    """A saved data set with two splits and no usual column."""
+    return saved(DatasetDict(train=rows("burn"), test=rows("steal", 5)), tmp_path / "set")
+
+
+class FakeHub:
+    """Stands for the hub: real data sets by name, through the call that the program makes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **sets: DatasetDict | Exception):
+        self.sets = sets
+        self.asked: list[tuple] = []
+        monkeypatch.setattr(data_sets, "_hub_answers", lambda name: True)
+        monkeypatch.setattr(datasets, "load_dataset", self.load)
+
+    def load(self, location: str, configuration: str | None = None, revision: str | None = None):
+        self.asked.append((location, configuration, revision))
+        found = self.sets[location.rpartition("/")[2]]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def test_a_saved_data_set_is_read(folder: str):
+    """A split and a column of it are its prompts, with names that say where each is from."""
+    prompts = read_data_set(f"{folder}:test:goal")
+    assert [prompt.text for prompt in prompts] == [f"steal number {n}" for n in range(5)]
+    assert prompts[0].id.endswith("set:test:1")
+
+
+def test_a_set_of_one_split_and_a_usual_column_needs_no_more_than_its_name(tmp_path: Path):
+    """`prompt` and `messages` are found; a column of conversations gives whole conversations."""
+    one = Dataset.from_list([{"prompt": "hello", "n": 1}])
+    assert read_data_set(saved(one, tmp_path / "one"))[0].text == "hello"
+    turns = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
+    talk = saved(DatasetDict(test=Dataset.from_list([{"n": 1, "messages": turns}])), tmp_path / "two")
+    (prompt,) = read_data_set(talk)
+    assert [dict(message) for message in prompt.messages] == turns
+
+
+def test_a_folder_of_files_is_read(tmp_path: Path):
+    """JSON lines, CSV and the like become a data set by the library's own rules."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "train.csv").write_text("goal,n\nhow to bake,1\nhow to fry,2\n")
+    assert [prompt.text for prompt in read_data_set(f"folder:{tmp_path / 'files'}::goal")] == [
+        "how to bake",
+        "how to fry",
+    ]
+
+
+def test_a_folder_may_be_called_anything(tmp_path: Path):
+    """The signs that part a name mean nothing in a folder that exists."""
+    odd = tmp_path / "a:b#c@d"
+    Dataset.from_list([{"prompt": "hello"}]).save_to_disk(odd)
+    assert read_data_set(f"folder:{odd}")[0].text == "hello"
+
+
+def test_a_hub_set_is_asked_for_by_all_that_was_named(monkeypatch: pytest.MonkeyPatch):
+    """Revision, configuration, split and column each go where they belong."""
+    hub = FakeHub(monkeypatch, things=DatasetDict(train=rows("burn"), test=rows("steal")))
+    prompts = read_data_set("hub:some-one/things@v1.2#small:train:goal")
+    assert hub.asked == [("hf://datasets/some-one/things", "small", "v1.2")]
+    assert (prompts[0].id, prompts[0].text, len(prompts)) == ("some-one/things:train:1", "burn number 0", 12)
+
+
+def test_probes_come_from_data_sets_too(monkeypatch: pytest.MonkeyPatch, folder: str):
+    """A hub set and a folder serve as the two classes, divided like files."""
+    FakeHub(monkeypatch, things=DatasetDict(train=rows("wash", 20)))
+    settings = ProbeSettings(harmful=f"{folder}:train:goal", harmless="hub:o/things::goal", fit_share=0.5)
+    probes = load_probes(settings, "some/model")
+    assert [len(part) for part in probes[:4]] == [6, 10, 6, 10]
+
+
+BAD_NAMES = {
+    "hub:advbench": 'must be named owner/name; got "advbench"',
+    "hub:a/b/c": 'must be named owner/name; got "a/b/c"',
+    "hub:": r"must be named as hub:owner/name\[@revision\]",
+    "folder:": r"must be named as hub:owner/name",
+    "folder:nowhere:train": "no such folder",
+}
+
+
+@pytest.mark.parametrize(("source", "sentence"), BAD_NAMES.items(), ids=BAD_NAMES)
+def test_a_name_of_another_form_is_refused(source: str, sentence: str):
+    """The forms are shown; nothing is looked for."""
+    assert names_data_set(source)
+    with pytest.raises(DataError, match=f"^{re.escape(source)}: .*{sentence}"):
+        read_data_set(source)
+
+
+BAD_CHOICES = {
+    "": r"has several splits: train, test\. Name one, such as folder:.*set:train$",
+    ":dev:goal": r'has no split "dev"; it has train, test$',
+    ":train": r'has no column "prompt" or "messages"; it has goal, kind, n\. Name one, such as .*set:train:goal$',
+    ":train:gaol": r'has no column "gaol"; it has goal, kind, n\. Did you mean "goal"\?$',
+    ":train:n": r'row 1: "prompt" must be a text that is not empty; got 0$',
+}
+
+
+@pytest.mark.parametrize(("choice", "sentence"), BAD_CHOICES.items(), ids=BAD_CHOICES)
+def test_what_a_set_has_is_listed(folder: str, choice: str, sentence: str):
+    """A split or a column that is missing, or must be chosen, is a sentence with those that there are."""
+    with pytest.raises(DataError) as caught:
+        read_data_set(folder + choice)
+    assert re.search(sentence, caught.value.problems[0]), caught.value.problems
+
+
+def test_a_split_of_a_set_without_splits_is_refused(tmp_path: Path):
+    """A single saved set has no split to choose."""
+    with pytest.raises(DataError, match='has no split "train"; it has none'):
+        read_data_set(f"{saved(rows('burn'), tmp_path / 'one')}:train:goal")
+
+
+def test_configurations_are_listed(tmp_path: Path):
+    """Of several one must be named; one that does not exist is named with those that do."""
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: big\n  data_files: b.csv\n- config_name: small\n  data_files: s.csv\n---\n"
+    )
+    for name in ("b.csv", "s.csv"):
+        (tmp_path / name).write_text("prompt\nhello\n")
+    with pytest.raises(DataError, match=r"has several configurations: big, small\. Name one, such as folder:.*#big$"):
+        read_data_set(f"folder:{tmp_path}:train")
+    with pytest.raises(DataError, match=r'has no configuration "huge"; it has big, small$'):
+        read_data_set(f"folder:{tmp_path}#huge")
+    assert len(read_data_set(f"folder:{tmp_path}#small")) == 1
+
+
+def test_no_program_of_a_data_set_is_run(tmp_path: Path):
+    """A folder with a loading script is refused, and the script does not run."""
+    folder = tmp_path / "script"
+    folder.mkdir()
+    (folder / "script.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(DataError, match="by a program of its own only, and no such program is run"):
+        read_data_set(f"folder:{folder}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_broken_and_empty_folders_are_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """The cause is told, and the library prints nothing of its own."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"cannot be read \(.*doesn't contain any data files\)"):
+        read_data_set(f"folder:{tmp_path / 'empty'}")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "train.jsonl").write_text('{"prompt": "a"}\nnot json\n')
+    with pytest.raises(DataError, match=r"cannot be read \(JSON parse error"):
+        read_data_set(f"folder:{tmp_path / 'broken'}")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_split_without_rows_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """No prompts are not a set of prompts."""
+    FakeHub(monkeypatch, things=DatasetDict(train=Dataset.from_dict({"prompt": []})))
+    with pytest.raises(DataError, match=r"^hub:o/things: must hold at least one prompt; got no rows"):
+        read_data_set("hub:o/things")
+
+
+def test_a_set_that_the_hub_does_not_have_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    """Gated and missing sets look alike from outside."""
+    missing = datasets.exceptions.DatasetNotFoundError(
+        "Dataset 'o/gone' doesn't exist on the Hub or cannot be accessed."
+    )
+    FakeHub(monkeypatch, gone=missing)
+    with pytest.raises(DataError, match=r"^hub:o/gone@v2: the hub has no data set o/gone of revision v2, or gives no"):
+        read_data_set("hub:o/gone@v2")
+
+
+def test_without_a_network_the_hub_is_not_tried_again_and_again(monkeypatch: pytest.MonkeyPatch):
+    """A set that was never downloaded is a sentence at once, from the library's own cache."""
+    monkeypatch.setattr(data_sets, "_hub_answers", lambda name: False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(DataError, match="not among the downloaded data sets, and the hub cannot be reached"):
+        read_data_set("hub:nobody/nothing")
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_mistakes_in_both_sources_are_reported_together(tmp_path: Path, folder: str):
+    """A data set and a file that cannot be used are two sentences."""
+    with pytest.raises(DataError) as caught:
+        load_probes(ProbeSettings(harmful=folder, harmless=str(tmp_path / "none.txt")), "m")
+    first, second = caught.value.problems
+    assert "several splits" in first
+    assert "no such file" in second
+
+
+def test_the_library_is_imported_only_for_a_data_set():
+    """Reading files, and showing help, does not pay for it."""
+    import subprocess
+
+    program = "import sys; import securetune.data.prompts; print('datasets' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
