@@ -209,3 +209,53 @@ def test_any_other_model_has_the_built_in_probes():
     assert names[0] == names[1]
     assert names[2] == names[3]
     assert len({prompt.metadata["category"] for prompt in few.fit_harmful}) == 5
+
+
+def _unseen(folder: Path, **changes: str | None) -> ProbeSettings:
+    """Name four good files, changed as a case wants."""
+    sources = {
+        "harmful": _numbered(folder / "bad.txt", "burn", 10),
+        "harmless": _numbered(folder / "ok.txt", "wash", 10),
+        "unseen_harmful": _numbered(folder / "other_bad.txt", "steal", 6),
+        "unseen_harmless": _numbered(folder / "other_ok.txt", "sell", 8),
+    }
+    return ProbeSettings(**{**sources, **changes})
+
+
+def test_prompts_of_another_source_are_kept_apart(tmp_path: Path):
+    """They are read beside any probes and leave their hash: search needs no more than the classifier was fitted on."""
+    probes = load_probes(_unseen(tmp_path), "some/model")
+    assert probes.unseen is not None
+    assert [len(prompts) for prompts in probes.unseen] == [6, 8]
+    plain = load_probes(_unseen(tmp_path, unseen_harmful=None, unseen_harmless=None), "some/model")
+    assert (plain.unseen, plain.hash) == (None, probes.hash)
+    built_in = load_probes(_unseen(tmp_path, harmful=None, harmless=None), "some/model")
+    assert built_in.unseen is not None
+    assert len(built_in.fit_harmful) == 120
+
+
+def test_prompts_of_another_source_must_be_new(tmp_path: Path):
+    """One without the other, too few, and one that the classifier has seen are each a sentence."""
+    for changes, sentence in (
+        ({"unseen_harmless": None}, "probes.unseen_harmless is missing"),
+        ({"unseen_harmful": _numbered(tmp_path / "few.txt", "rob", 3)}, "few.txt) must be at least 4; got 3"),
+        (
+            {"unseen_harmless": str(tmp_path / "ok.txt")},
+            f"the fitting prompts and the unseen harmless prompts ({tmp_path / 'ok.txt'}) must not overlap; 5 of 10 do",
+        ),
+        (
+            {"unseen_harmless": str(tmp_path / "other_bad.txt")},
+            f"({tmp_path / 'other_bad.txt'}) and the unseen harmless prompts",
+        ),
+    ):
+        with pytest.raises(DataError) as caught:
+            load_probes(_unseen(tmp_path, **changes), "some/model")
+        assert sentence in caught.value.problems[0]
+
+
+def test_mistakes_in_all_four_sources_are_reported_together(tmp_path: Path):
+    """Probes and prompts of another source are checked in one go."""
+    names = ("harmful", "harmless", "unseen_harmful", "unseen_harmless")
+    with pytest.raises(DataError) as caught:
+        load_probes(_unseen(tmp_path, **{name: str(tmp_path / f"no_{name}") for name in names}), "some/model")
+    assert [problem.partition(":")[0].rpartition("no_")[2] for problem in caught.value.problems] == list(names)

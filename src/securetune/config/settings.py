@@ -47,6 +47,9 @@ class ProbeSettings(Settings):
             (`hub:owner/name[@revision][#configuration][:split[:column]]`, or `folder:path` with the same endings), or
             None for the built-in prompts.
         harmless: The same for harmless requests; both or neither must be given.
+        unseen_harmful: File or data set of harmful requests from another source, on which the classifier is tried and
+            nothing is fitted or scored; None leaves this control of the analysis out.
+        unseen_harmless: The same for harmless requests; both or neither must be given.
         fit_share: Share of each source, in (0, 1), on which the classifier is fitted; the rest is scored. 0.5: both
             need enough prompts. Built-in prompts have splits of their own.
         max_prompts: Most prompts a class and split. 128 gives an accuracy a standard error of at most 4.4 points.
@@ -55,6 +58,8 @@ class ProbeSettings(Settings):
 
     harmful: str | None = None
     harmless: str | None = None
+    unseen_harmful: str | None = None
+    unseen_harmless: str | None = None
     fit_share: float = Field(default=0.5, gt=0.0, lt=1.0)
     max_prompts: PositiveInt = 128
     seed: int = 0

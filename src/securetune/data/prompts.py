@@ -123,12 +123,7 @@ def make_probe_set(
         "scoring harmful prompts": list(score_harmful),
         "scoring harmless prompts": list(score_harmless),
     }
-    problems = [
-        f"the {name} must be at least {_MIN_PROMPTS_PER_SPLIT}; got {len(prompts)}"
-        for name, prompts in lists.items()
-        if len(prompts) < _MIN_PROMPTS_PER_SPLIT
-    ]
-    problems += _overlap_problems(lists)
+    problems = [*_size_problems(lists), *_overlap_problems(lists)]
     if problems:
         raise DataError(problems)
     content = [[[dict(message) for message in prompt.messages] for prompt in part] for part in lists.values()]
@@ -139,6 +134,12 @@ def make_probe_set(
         score_harmless=lists["scoring harmless prompts"],
         hash=sha256_json(content),
     )
+
+
+def _size_problems(lists: Mapping[str, list[Prompt]]) -> Iterator[str]:
+    for name, prompts in lists.items():
+        if len(prompts) < _MIN_PROMPTS_PER_SPLIT:
+            yield f"the {name} must be at least {_MIN_PROMPTS_PER_SPLIT}; got {len(prompts)}"
 
 
 def _overlap_problems(lists: Mapping[str, list[Prompt]]) -> Iterator[str]:
@@ -162,40 +163,72 @@ def load_probes(settings: ProbeSettings, model_name: str) -> ProbeSet:
         model_name: The model's name.
 
     Raises:
-        DataError: If only one source is given; if one cannot be used (see `read_prompts` and `read_data_set`), is too
-            small for two parts, or shares a prompt with the other.
+        DataError: If only one source of two is given; if one cannot be used (see `read_prompts` and `read_data_set`) or
+            is too small; if it shares a prompt with another.
 
     Example:
         >>> len(load_probes(ProbeSettings(), "some/model").fit_harmful)
         120
     """
-    if settings.harmful is None and settings.harmless is None:
-        return _built_in_probes(settings, model_name)
-    if settings.harmful is None or settings.harmless is None:
-        lacking = "harmful" if settings.harmful is None else "harmless"
-        raise DataError(f"probes: harmful and harmless prompts must be given together; --{lacking} is missing")
     problems = ProblemList()
-    sources: dict[str, list[Prompt]] = {}
+    probes: ProbeSet | None = None
+    unseen: list[list[Prompt]] = []
+    with problems.collect():
+        sources = _sources(settings)
+        probes = _probes_from(sources, settings) if sources else _built_in_probes(settings, model_name)
+    with problems.collect():
+        unseen = _unseen_prompts(_sources(settings, "unseen_"), settings, probes)
+    problems.raise_if_any(DataError)
+    assert probes is not None
+    return probes._replace(unseen=(unseen[0], unseen[1])) if unseen else probes
+
+
+def _sources(settings: ProbeSettings, prefix: str = "") -> dict[str, str]:
+    """Return what the two settings name, by class; empty if neither is given."""
+    given = {kind: getattr(settings, prefix + kind) for kind in ("harmful", "harmless")}
+    lacking = [kind for kind, source in given.items() if source is None]
+    if len(lacking) == 1:
+        name = f"probes.{prefix}{lacking[0]}" if prefix else f"--{lacking[0]}"
+        raise DataError(f"probes: harmful and harmless prompts must be given together; {name} is missing")
+    return {} if lacking else given
+
+
+def _probes_from(sources: Mapping[str, str], settings: ProbeSettings) -> ProbeSet:
+    problems = ProblemList()
+    read: dict[str, list[Prompt]] = {}
     parts: list[list[Prompt]] = []
-    for kind, source in (("harmful", settings.harmful), ("harmless", settings.harmless)):
+    for kind, source in sources.items():
         with problems.collect():
-            sources[f"{kind} prompts ({source})"] = prompts = _without_repeats(_read_source(source), source)
+            read[f"{kind} prompts ({source})"] = prompts = _read_source(source)
             parts += _split(prompts, settings, source)
-    problems.found += _overlap_problems(sources)
+    problems.found += _overlap_problems(read)
     problems.raise_if_any(DataError)
     return make_probe_set(fit_harmful=parts[0], score_harmful=parts[1], fit_harmless=parts[2], score_harmless=parts[3])
 
 
+def _unseen_prompts(sources: Mapping[str, str], settings: ProbeSettings, probes: ProbeSet | None) -> list[list[Prompt]]:
+    """Read the harmful and the harmless prompts of another source, which no probe may repeat; none if none is named."""
+    problems = ProblemList()
+    read: dict[str, list[Prompt]] = {}
+    for kind, source in sources.items():
+        with problems.collect():
+            read[f"unseen {kind} prompts ({source})"] = _read_source(source)[: settings.max_prompts]
+    problems.found += _size_problems(read)
+    used = {} if probes is None else {"fitting": probes[:2], "scoring": probes[2:4]}
+    lists = {f"{name} prompts": [*harmful, *harmless] for name, (harmful, harmless) in used.items()}
+    problems.found += _overlap_problems({**lists, **read})
+    problems.raise_if_any(DataError)
+    return list(read.values())
+
+
 def _read_source(source: str) -> list[Prompt]:
-    return read_data_set(source) if names_data_set(source) else read_prompts(source)
-
-
-def _without_repeats(prompts: list[Prompt], source: str) -> list[Prompt]:
+    """Read a file or a data set, and leave out, with a warning, what says the same as an earlier prompt of it."""
+    prompts = read_data_set(source) if names_data_set(source) else read_prompts(source)
     first = {normalised_text(prompt): prompt for prompt in reversed(prompts)}
     kept = [prompt for prompt in prompts if first[normalised_text(prompt)] is prompt]
     if len(kept) < len(prompts):
         warnings.warn(
-            f"{source}: {len(prompts) - len(kept)} prompts repeat an earlier one and are left out", stacklevel=3
+            f"{source}: {len(prompts) - len(kept)} prompts repeat an earlier one and are left out", stacklevel=4
         )
     return kept
 
