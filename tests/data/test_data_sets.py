@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -42,14 +43,14 @@ class FakeHub:
         self.sets = sets
         self.asked: list[tuple] = []
         monkeypatch.setattr(data_sets, "_hub_answers", lambda name: True)
-        monkeypatch.setattr(datasets, "load_dataset", self.load)
+        monkeypatch.setattr(datasets, "load_dataset_builder", self.builder)
 
-    def load(self, location: str, configuration: str | None = None, revision: str | None = None):
+    def builder(self, location: str, configuration: str | None = None, revision: str | None = None):
         self.asked.append((location, configuration, revision))
         found = self.sets[location.rpartition("/")[2]]
         if isinstance(found, Exception):
             raise found
-        return found
+        return SimpleNamespace(download_and_prepare=lambda: None, as_dataset=lambda: found)
 
 
 def test_a_saved_data_set_is_read(folder: str):
@@ -202,6 +203,19 @@ def test_without_a_network_the_hub_is_not_tried_again_and_again(monkeypatch: pyt
     with pytest.raises(DataError, match="not among the downloaded data sets, and the hub cannot be reached"):
         read_data_set("hub:nobody/nothing")
     assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_without_a_network_a_set_is_taken_as_it_was_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A warning says so; a revision that was asked for is not passed over in silence."""
+    (tmp_path / "things").mkdir()
+    (tmp_path / "things" / "train.jsonl").write_text('{"goal": "burn it"}\n')
+    assert read_data_set(f"folder:{tmp_path / 'things'}::goal")
+    (tmp_path / "cache" / "things").rename(tmp_path / "cache" / "some-one___things")  # as a download from the hub lies
+    monkeypatch.setattr(data_sets, "_hub_answers", lambda name: False)
+    with pytest.warns(UserWarning, match="^hub:some-one/things::goal: the hub does not give it now; taken is what"):
+        assert [prompt.text for prompt in read_data_set("hub:some-one/things::goal")] == ["burn it"]
+    with pytest.raises(DataError, match=r"no revision v9, and what was downloaded earlier may be .* Leave out @v9"):
+        read_data_set("hub:some-one/things@v9::goal")
 
 
 def test_mistakes_in_both_sources_are_reported_together(tmp_path: Path, folder: str):

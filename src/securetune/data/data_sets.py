@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,14 +117,28 @@ def _load(name: DataSetName) -> dict[str, Dataset]:
     try:
         with _quietly(datasets, offline=is_out_of_reach):
             found = _load_from_hub(datasets, name) if name.is_hub else _load_from_folder(datasets, name)
+    except DataError:
+        raise
     except Exception as error:  # what is wrong with a set surfaces as many different exceptions
         raise DataError(f"{name.source}: {_what_is_wrong(datasets, error, name, is_out_of_reach)}") from None
     return {"": found} if isinstance(found, datasets.Dataset) else dict(found)
 
 
 def _load_from_hub(datasets: Any, name: DataSetName) -> Any:
+    from datasets.packaged_modules.cache.cache import Cache
+
     # With this prefix a folder of the same name in the current one is not taken for it.
-    return datasets.load_dataset(f"hf://datasets/{name.location}", name.configuration, revision=name.revision)
+    location = f"hf://datasets/{name.location}"
+    builder = datasets.load_dataset_builder(location, name.configuration, revision=name.revision)
+    if isinstance(builder, Cache):  # the library falls back on any version that it has, whatever was asked for
+        if name.revision:
+            raise DataError(
+                f"{name.source}: the hub cannot be reached, or has no revision {name.revision}, and what was "
+                f"downloaded earlier may be another one. Leave out @{name.revision} to take it."
+            )
+        warnings.warn(f"{name.source}: the hub does not give it now; taken is what was downloaded last", stacklevel=2)
+    builder.download_and_prepare()
+    return builder.as_dataset()
 
 
 def _load_from_folder(datasets: Any, name: DataSetName) -> Any:
