@@ -130,7 +130,7 @@ def test_form_and_length_do_not_tell_the_classes_apart(scored_on: str):
 
 @pytest.mark.parametrize("scored_on", SPLITS[1:])
 def test_words_hardly_tell_the_classes_apart(scored_on: str):
-    """A bag of words that is fitted to some categories is little better than a coin on others (0.57 and 0.58)."""
+    """A bag of words that is fitted to some categories is little better than a coin on others (0.56 and 0.58)."""
     by_words = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
     assert accuracy(by_words, "fitting", "fitting") > 0.9
     assert accuracy(by_words, "fitting", scored_on) < 0.65
