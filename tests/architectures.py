@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -46,6 +47,14 @@ SUPPORTED: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
     "olmo2": (Olmo2Config, {}),
     "granite": (GraniteConfig, {}),
     "smollm3": (SmolLM3Config, {}),
+}
+
+# Heads that do something to the logits after the output matrix.
+HEADS: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
+    "gemma2 with a low soft cap": (Gemma2Config, {"head_dim": 8, "final_logit_softcapping": 1.5}),
+    "gemma3 with a soft cap": (Gemma3TextConfig, {"head_dim": 8, "final_logit_softcapping": 1.5}),
+    "granite with scaled logits": (GraniteConfig, {"logits_scaling": 8.0}),
+    "cohere with scaled logits": (CohereConfig, {"logit_scale": 0.25}),
 }
 
 UNSUPPORTED: dict[str, tuple[type[PreTrainedConfig], dict[str, object], str]] = {

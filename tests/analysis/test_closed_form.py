@@ -5,9 +5,9 @@ from tiny_models import make_tiny_network, make_tiny_tokenizer, tiny_prompts
 from torch import Tensor
 
 from securetune.analysis import closed_form_shifts, sweep_modules
-from securetune.features.closed_form import _InputGrams
 from securetune.config import ModelSettings
 from securetune.features import SafetyClassifier, last_token_states
+from securetune.features.closed_form import _InputGrams
 from securetune.features.perturbation import root_mean_square
 from securetune.models import ChatModel, identify, map_modules
 

@@ -96,7 +96,7 @@ def sweep_modules(
     draws = kind.draws(seeds)
     modules = map_modules(chat.model)
     source = open_replay(chat.model, make_batches(chat.tokenizer, prompts, batch_size, chat.model.device))
-    drift = _DriftMeter(source, layer_classifiers, len(modules)) if layer_classifiers else None
+    drift = _DriftMeter(source, layer_classifiers, modules) if layer_classifiers else None
     intact = torch.stack([readout.logits(source.final_states()).double().cpu() for readout in readouts])
     result = torch.empty(len(readouts), len(sizes), len(modules), len(draws), len(prompts), dtype=torch.float64)
     report = progress or silent
@@ -108,7 +108,7 @@ def sweep_modules(
                     follow = drift is not None and place == len(sizes) - 1
                     states = source.layer_states() if follow else source.final_states().unsqueeze(0)
                 if drift is not None and follow:
-                    drift.add(index, states)
+                    drift.add(index, modules[index].layer, states)
                 for row, readout in enumerate(readouts):
                     result[row, place, index, draw] = readout.logits(states[-1]).cpu()
         report(what, done, len(modules))
@@ -119,16 +119,20 @@ def sweep_modules(
 class _DriftMeter:
     """Sums the drift of each module's perturbation over its draws."""
 
-    def __init__(self, source: StateSource, classifiers: Sequence[SafetyClassifier], module_count: int) -> None:
+    def __init__(
+        self, source: StateSource, classifiers: Sequence[SafetyClassifier], modules: Sequence[ProjectionModule]
+    ) -> None:
         self._intact = source.layer_states().float()
         self._classifiers = classifiers
+        self._modules = modules
+        module_count = len(modules)
         self._cosine = torch.full((module_count, len(classifiers)), torch.nan, dtype=torch.float64)
         self._accuracy = self._cosine.clone()
         self._draws = torch.zeros(module_count, 1)
 
-    def add(self, module: int, states: Float[Tensor, "layer prompt hidden"]) -> None:
-        """Add one draw; `states` are those of the topmost layers."""
-        first = len(self._classifiers) - len(states)
+    def add(self, module: int, first: int, states: Float[Tensor, "layer prompt hidden"]) -> None:
+        """Add one draw; `first` is the module's layer and `states` those of the topmost layers, down to it or below."""
+        states = states[first - len(self._classifiers) :]
         cosine = torch.nn.functional.cosine_similarity(states.float(), self._intact[first:], dim=-1).mean(dim=1)
         hits = [
             classifier.predict(layer).double().mean()

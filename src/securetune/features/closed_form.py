@@ -91,8 +91,9 @@ def directional_shifts(
     """
 
     def along_update(module: ProjectionModule, inputs: Tensor, gradients: Tensor) -> Tensor:
-        moved = inputs.float() @ update[module.name].to(inputs.device, torch.float32).mT
-        return (moved * gradients.float()).sum(dim=(1, 2))
+        precision = torch.promote_types(inputs.dtype, torch.float32)
+        moved = inputs.to(precision) @ update[module.name].to(inputs.device, precision).mT
+        return (moved * gradients.to(precision)).sum(dim=(1, 2), dtype=torch.float64)
 
     return size * _measured(chat, prompts, readout, batch_size, along_update)
 
@@ -229,7 +230,22 @@ class _InputGrams:
         return squared.clamp_min(0).sqrt()
 
     def _gram_of(self, inputs: Tensor, precision: torch.dtype) -> Tensor:
-        if self._gram is None or self._inputs is None or self._inputs.data_ptr() != inputs.data_ptr():
+        if self._gram is None or self._inputs is None or not _is_same(self._inputs, inputs):
             a = inputs.to(precision)
             self._inputs, self._gram = inputs, a @ a.mT
         return self._gram
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    """Tell whether two tensors are the same view of the same memory, both being alive."""
+    return (first.data_ptr(), first.shape, first.stride()) == (second.data_ptr(), second.shape, second.stride())
+
+
+def _is_same_view(first: Tensor, second: Tensor) -> bool:
+    """Tell whether two living tensors are the same numbers at the same place."""
+    return (first.data_ptr(), first.shape, first.stride(), first.dtype) == (
+        second.data_ptr(),
+        second.shape,
+        second.stride(),
+        second.dtype,
+    )

@@ -113,15 +113,15 @@ class UpdatePerturbation:
         self.updates = list(updates)
 
     def draws(self, seeds: Sequence[int]) -> list[int]:
-        """Return the first seeds, one a run."""
-        return list(seeds)[: len(self.updates)]
+        """Return the runs' own numbers: every run is a draw, however many seeds are asked for."""
+        return list(range(len(self.updates)))
 
     def applied(
         self, model: nn.Module, modules: Sequence[ProjectionModule], size: float, seed: int
     ) -> AbstractContextManager[None]:
         """Add the scaled updates to the weights while the context is open."""
         update = self.updates[seed % len(self.updates)]
-        return _shifted(model, modules, lambda name, _: size * update[name].float())
+        return _shifted(model, modules, lambda name, weight: size * update[name].to(_precision_of(weight)))
 
 
 class MeanAblation:
@@ -145,7 +145,8 @@ class MeanAblation:
     @contextmanager
     def applied(self, model: nn.Module, modules: Sequence[ProjectionModule], size: float, seed: int) -> Iterator[None]:
         """Move the outputs of the modules towards their means while the context is open; no weight changes."""
-        handles = [_replace_output(model, module, self._means[module.name], size) for module in modules]
+        means = [self._means[module.name] for module in modules]  # all found before anything is replaced
+        handles = [_replace_output(model, module, mean, size) for module, mean in zip(modules, means, strict=True)]
         try:
             yield
         finally:
@@ -162,7 +163,8 @@ def _replace_output(
     model: nn.Module, module: ProjectionModule, mean: Float[Tensor, " out"], size: float
 ) -> RemovableHandle:
     def towards_mean(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return output + size * (mean.to(output.device, output.dtype) - output)
+        # At size 1 exactly the mean; out + 1·(mean - out) would keep the rounding of a large output.
+        return torch.lerp(output, mean.to(output.device, output.dtype), size)
 
     return linear_map_of(model, module).register_forward_hook(towards_mean)
 
@@ -221,6 +223,11 @@ def perturbed(
     )
 
 
+def _precision_of(weight: Tensor) -> torch.dtype:
+    """Return what to compute in: float32, or float64 for a model in float64."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
 @contextmanager
 def _shifted(
     model: nn.Module, modules: Sequence[ProjectionModule], shift_of: Callable[[str, Tensor], Float[Tensor, "out in"]]
@@ -235,7 +242,8 @@ def _shifted(
     try:
         with torch.no_grad():
             for name, weight in weights.items():
-                weight.copy_(weight.float() + shift_of(name, weight).to(weight.device))
+                precision = _precision_of(weight)
+                weight.copy_(weight.to(precision) + shift_of(name, weight).to(weight.device, precision))
         yield
     finally:
         with torch.no_grad():

@@ -137,11 +137,17 @@ def openings_from_phrases(chat: ChatModel, refusals: Sequence[str], compliances:
     """Take the first token of each phrase; masses are not measured and count as 1.
 
     Raises:
-        ConfigError: If a refusal and a compliance begin with the same token, or a list is empty.
+        ConfigError: If a refusal and a compliance begin with the same token, a list is empty, or a phrase has no token.
     """
+    empty = [phrase for phrase in (*refusals, *compliances) if not _tokens(chat, phrase)]
+    if empty:
+        raise ConfigError(
+            "analysis.refusal_openings and analysis.compliance_openings must hold phrases with at least one token; got "
+            f"{empty[0]!r}"
+        )
     first = [
-        tuple(dict.fromkeys(chat.tokenizer(phrase, add_special_tokens=False)["input_ids"][0] for phrase in phrases))
-        for phrases in (refusals, compliances)
+        tuple(dict.fromkeys(_first_token(chat, name, phrase) for phrase in phrases))
+        for name, phrases in (("refusal_openings", refusals), ("compliance_openings", compliances))
     ]
     shared = [chat.tokenizer.decode([token]) for token in first[0] if token in first[1]]
     if shared or not all(first):
@@ -150,6 +156,17 @@ def openings_from_phrases(chat: ChatModel, refusals: Sequence[str], compliances:
             f"tokens; got {len(first[0])} and {len(first[1])}" + (f", both with {shared[0]!r}" if shared else "")
         )
     return Openings(first[0], first[1], 1.0, 1.0)
+
+
+def _first_token(chat: ChatModel, name: str, phrase: str) -> int:
+    ids: list[int] = chat.tokenizer(phrase, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigError(f"analysis.{name}: each must begin with a token; got {phrase!r}")
+    return ids[0]
+
+
+def _tokens(chat: ChatModel, phrase: str) -> list[int]:
+    return list(chat.tokenizer(phrase, add_special_tokens=False)["input_ids"])
 
 
 def refusal_margin(chat: ChatModel, openings: Openings) -> RefusalMargin:
