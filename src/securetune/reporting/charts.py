@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
@@ -175,7 +176,8 @@ def trace_svg(trace: list[dict[str, Any]]) -> str | None:
     if not trace:
         return None
     joined = [step for step in trace if step["decision"] == "joined"]
-    refused = [step for step in trace if step["decision"] != "joined"]
+    refused = [step for step in trace if step["decision"] != "joined" and step["accuracy"] is not None]
+    predicted = [step for step in trace if step["accuracy"] is None]
     with new_figure("trace", 5.2, 3.4) as figure:
         axes = figure.add_subplot()
         required = float(trace[0]["required_accuracy"])
@@ -189,6 +191,11 @@ def trace_svg(trace: list[dict[str, Any]]) -> str | None:
             *_points(refused), color="#d55e00", marker="x", markersize=7, markeredgewidth=1.8, linestyle="none",
             label="refused (halved or skipped)",
         )  # fmt: skip
+        if predicted:
+            axes.plot(
+                *_points(predicted, "predicted_accuracy"), color="#0072b2", marker="+", markersize=8,
+                markeredgewidth=1.8, linestyle="none", label="refused by the closed form",
+            )  # fmt: skip
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("share of the projections' parameters in the tested set")
         axes.set_ylabel("accuracy, all perturbed at once")
@@ -197,8 +204,38 @@ def trace_svg(trace: list[dict[str, Any]]) -> str | None:
         return svg_text(figure, "trace")
 
 
-def _points(steps: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _points(steps: list[dict[str, Any]], key: str = "accuracy") -> tuple[np.ndarray, np.ndarray]:
     return (
         np.array([float(step["parameter_fraction"]) for step in steps]),
-        np.array([float(step["accuracy"]) for step in steps]),
+        np.array([float(step[key]) for step in steps]),
     )
+
+
+def drift_svg(report: RobustnessReport) -> str | None:
+    """Draw how far perturbing a module turns the states of the layers above it; None for an analysis without drift.
+
+    One line a perturbed layer (mean over its modules), from that layer to the top: 1 - cosine between the perturbed and
+    the intact state of the last prompt token. Lines differ in shade, width and, at their first point, in a number.
+    """
+    layers = sorted({module.layer for module in report.modules if module.drift})
+    if not layers:
+        return None
+    shades = colormaps["cividis"](np.linspace(0.0, 0.85, len(layers)))
+    step = max(1, len(layers) // 8)  # a line for each of 80 layers could not be told apart
+    with new_figure("drift", 5.2, 3.6) as figure:
+        axes = figure.add_subplot()
+        for place, layer in list(enumerate(layers))[::step]:
+            rows = [module.drift[layer:] for module in report.modules if module.layer == layer and module.drift]
+            turned = 1 - np.array(rows, dtype=float).mean(axis=0)
+            places = np.arange(layer, layer + len(turned))
+            axes.plot(places, turned, color=shades[place], marker="o", markersize=4, linewidth=1.6)
+            axes.annotate(
+                str(layer), (places[0], turned[0]), xytext=(-5, 3), textcoords="offset points", ha="right",
+                fontsize=8.5, color=INK,
+            )  # fmt: skip
+        axes.set_xlabel("layer whose state is compared")
+        axes.set_ylabel("1 - cosine to the intact state")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(True, color=GRID)
+        return svg_text(figure, "drift")

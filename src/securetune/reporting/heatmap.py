@@ -21,7 +21,7 @@ _FRAME, _HALO = "#000000", "#ffffff"  # on the colours of the map, which are the
 _LABELLED_LAYERS = 48
 """Up to here a cell has room for its value."""
 
-Quantity = Literal["accuracy", "margin_fall"]
+Quantity = Literal["accuracy", "margin_fall", "refusal_margin_fall"]
 
 
 def heatmap_svg(report: RobustnessReport, chosen: Collection[str], quantity: Quantity = "accuracy") -> str:
@@ -30,7 +30,8 @@ def heatmap_svg(report: RobustnessReport, chosen: Collection[str], quantity: Qua
     Args:
         report: The analysis.
         chosen: Names of the modules in Mods_Rob, which get a frame and a dot.
-        quantity: `accuracy` of the unchanged classifier (the paper's score), or the fall of its logit `margin`.
+        quantity: `accuracy` of the unchanged classifier (the paper's score), the fall of its logit, or the fall of the
+            refusal margin, which every module of the report must then have.
     """
     values = _grid(report, quantity)
     layers = values.shape[0]
@@ -58,7 +59,11 @@ def heatmap_svg(report: RobustnessReport, chosen: Collection[str], quantity: Qua
 
 
 def _meaning(quantity: Quantity) -> str:
-    return "accuracy when perturbed" if quantity == "accuracy" else "fall of the logit when perturbed"
+    return {
+        "accuracy": "accuracy when perturbed",
+        "margin_fall": "fall of the logit when perturbed",
+        "refusal_margin_fall": "fall of the refusal margin when perturbed",
+    }[quantity]
 
 
 def _grid(report: RobustnessReport, quantity: Quantity) -> Float[np.ndarray, "layer type"]:
@@ -70,7 +75,7 @@ def _grid(report: RobustnessReport, quantity: Quantity) -> Float[np.ndarray, "la
 
 def _norm(values: Float[np.ndarray, "layer type"], quantity: Quantity) -> Normalize:
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    low = min(low, 0.0) if quantity == "margin_fall" else low
+    low = low if quantity == "accuracy" else min(low, 0.0)
     return Normalize(low, high if high > low else low + 1e-9)
 
 

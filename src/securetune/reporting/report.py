@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from securetune.artifacts import Comparison, write_json, write_text
-from securetune.reporting.charts import agreement_svg, trace_svg, tradeoff_svg, update_norms_svg
+from securetune.artifacts import Comparison, RobustnessReport, write_json, write_text
+from securetune.reporting.charts import agreement_svg, drift_svg, trace_svg, tradeoff_svg, update_norms_svg
 from securetune.reporting.compare import compare
 from securetune.reporting.examples import choose_examples
 from securetune.reporting.facts import GLOSSARY, judge_glossary, list_facts
@@ -85,6 +85,8 @@ def draw_figures(run: RunResults, comparison: Comparison) -> dict[str, ReportFig
     report, chosen = run.robustness, comparison.robust_modules
     accuracy = heatmap_svg(report, chosen) if report else None
     margin = heatmap_svg(report, chosen, "margin_fall") if report else None
+    has_refusals = report is not None and report.refusal_openings is not None
+    refusals = heatmap_svg(report, chosen, "refusal_margin_fall") if report and has_refusals else None
     return {
         "tradeoff": ReportFigure(tradeoff_svg(comparison), "Attack success rate against task accuracy, by method"),
         "updates": ReportFigure(update_norms_svg(comparison), "Relative update inside and outside Mods_Rob, by method"),
@@ -92,6 +94,8 @@ def draw_figures(run: RunResults, comparison: Comparison) -> dict[str, ReportFig
         "agreement": ReportFigure(agreement_svg(report) if report else None, "Closed form against sampled, by module"),
         "heatmap_accuracy": ReportFigure(accuracy, "Accuracy by layer and module type"),
         "heatmap_margin": ReportFigure(margin, "Fall of the logit by layer and module type"),
+        "heatmap_refusals": ReportFigure(refusals, "Fall of the refusal margin by layer and module type"),
+        "drift": ReportFigure(drift_svg(report) if report else None, "Drift of the states through the layers"),
     }
 
 
@@ -113,6 +117,8 @@ def render_report(run: RunResults, comparison: Comparison, figures: Mapping[str,
         "agreements": _agreements(run),
         "manifest": run.manifest,
         "steps": run.trace,
+        "foreseen": sum(step["accuracy"] is None for step in run.trace),
+        "perturbation": _perturbation(run.robustness) if run.robustness else "",
         "decisions": {kind: sum(s["decision"] == kind for s in run.trace) for kind in ("joined", "halved", "skipped")},
         "examples": choose_examples(run, shown, comparison.asr_judge, comparison.harmfulness_judge),
         "facts": list_facts(run),
@@ -160,6 +166,16 @@ def _seeds_table(comparison: Comparison) -> list[list[str]]:
             rating = f"{row.harmfulness.per_seed[place]:.2f}" if row.harmfulness else "–"
             rows.append([label, str(seed), rates[0], rating, *rates[1:]])
     return rows
+
+
+def _perturbation(report: RobustnessReport) -> str:
+    """Say in words how modules were perturbed."""
+    size = f"{report.epsilon:.3g}"
+    return {
+        "gaussian": f"Gaussian noise of {size} × the root mean square of its weights",
+        "update": f"{size} times what short plain fine-tuning runs on the user's data did to it",
+        "mean": f"moving its output {report.epsilon:.0%} of the way to its mean over prompts and tokens",
+    }[report.settings.get("perturbation", "gaussian")]
 
 
 def _agreements(run: RunResults) -> list[Any]:
