@@ -72,8 +72,8 @@ def test_the_shift_is_the_size_times_the_update(tiny_chat_model: ChatModel, dtyp
     torch.testing.assert_close(found, expected, rtol=4 * torch.finfo(dtype).eps, atol=0)
 
 
-def test_seeds_beyond_the_runs_add_nothing(tiny_chat_model: ChatModel):
-    """Of eight seeds two runs give two draws; and a later seed is one of the runs again."""
+def test_the_draws_are_the_runs_however_many_seeds_are_asked_for(tiny_chat_model: ChatModel):
+    """Seeds beyond the runs add nothing, fewer leave none out; and a later seed is one of the runs again."""
     model = tiny_chat_model.model
     kind = UpdatePerturbation([_update(model, _tuned_weights(model, seed)) for seed in (0, 1)])
     assert kind.draws(range(100, 108)) == kind.draws([5]) == [0, 1]

@@ -84,10 +84,9 @@ def analyze_robustness(
     """
     seconds: dict[str, float] = {}
     harmful, size = probes.score_harmful, settings.batch_size
+    seeds = list(range(settings.seed, settings.seed + settings.noise_seeds))
     modules = map_modules(model.model)
     kind = perturbation or make_perturbation(model, probes, settings)
-    draws = len(kind.updates) if isinstance(kind, UpdatePerturbation) else settings.noise_seeds
-    seeds = list(range(settings.seed, settings.seed + draws))
     with _timed(seconds, "classifier"):
         probe = fit_probe(model, probes, size)
         openings = _openings(model, probes, settings)

@@ -84,7 +84,7 @@ def sweep_modules(
         prompts: Harmful requests.
         readouts: Made for the intact model; never refitted here.
         sizes: Sizes of the perturbation.
-        seeds: Its seeds; a perturbation may have fewer draws than that.
+        seeds: Its seeds; a perturbation may have a number of draws of its own.
         batch_size: Prompts a forward pass.
         progress: Told after each module.
         what: What to call this in `progress`.
@@ -96,7 +96,7 @@ def sweep_modules(
     draws = kind.draws(seeds)
     modules = map_modules(chat.model)
     source = open_replay(chat.model, make_batches(chat.tokenizer, prompts, batch_size, chat.model.device))
-    drift = _DriftMeter(source, layer_classifiers, modules) if layer_classifiers else None
+    drift = _DriftMeter(source, layer_classifiers, len(modules)) if layer_classifiers else None
     intact = torch.stack([readout.logits(source.final_states()).double().cpu() for readout in readouts])
     result = torch.empty(len(readouts), len(sizes), len(modules), len(draws), len(prompts), dtype=torch.float64)
     report = progress or silent
@@ -119,13 +119,9 @@ def sweep_modules(
 class _DriftMeter:
     """Sums the drift of each module's perturbation over its draws."""
 
-    def __init__(
-        self, source: StateSource, classifiers: Sequence[SafetyClassifier], modules: Sequence[ProjectionModule]
-    ) -> None:
+    def __init__(self, source: StateSource, classifiers: Sequence[SafetyClassifier], module_count: int) -> None:
         self._intact = source.layer_states().float()
         self._classifiers = classifiers
-        self._modules = modules
-        module_count = len(modules)
         self._cosine = torch.full((module_count, len(classifiers)), torch.nan, dtype=torch.float64)
         self._accuracy = self._cosine.clone()
         self._draws = torch.zeros(module_count, 1)

@@ -230,15 +230,10 @@ class _InputGrams:
         return squared.clamp_min(0).sqrt()
 
     def _gram_of(self, inputs: Tensor, precision: torch.dtype) -> Tensor:
-        if self._gram is None or self._inputs is None or not _is_same(self._inputs, inputs):
+        if self._gram is None or self._inputs is None or not _is_same_view(self._inputs, inputs):
             a = inputs.to(precision)
             self._inputs, self._gram = inputs, a @ a.mT
         return self._gram
-
-
-def _is_same(first: Tensor, second: Tensor) -> bool:
-    """Tell whether two tensors are the same view of the same memory, both being alive."""
-    return (first.data_ptr(), first.shape, first.stride()) == (second.data_ptr(), second.shape, second.stride())
 
 
 def _is_same_view(first: Tensor, second: Tensor) -> bool:

@@ -43,7 +43,7 @@ class Perturbation(Protocol):
         """Largest size that makes sense."""
 
     def draws(self, seeds: Sequence[int]) -> list[int]:
-        """Return those of the seeds that give draws of their own."""
+        """Return the seeds to draw with: those that differ in what they give, or one a fine-tuning run."""
 
     def applied(
         self, model: nn.Module, modules: Sequence[ProjectionModule], size: float, seed: int

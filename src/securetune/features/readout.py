@@ -139,12 +139,6 @@ def openings_from_phrases(chat: ChatModel, refusals: Sequence[str], compliances:
     Raises:
         ConfigError: If a refusal and a compliance begin with the same token, a list is empty, or a phrase has no token.
     """
-    empty = [phrase for phrase in (*refusals, *compliances) if not _tokens(chat, phrase)]
-    if empty:
-        raise ConfigError(
-            "analysis.refusal_openings and analysis.compliance_openings must hold phrases with at least one token; got "
-            f"{empty[0]!r}"
-        )
     first = [
         tuple(dict.fromkeys(_first_token(chat, name, phrase) for phrase in phrases))
         for name, phrases in (("refusal_openings", refusals), ("compliance_openings", compliances))
@@ -163,10 +157,6 @@ def _first_token(chat: ChatModel, name: str, phrase: str) -> int:
     if not ids:
         raise ConfigError(f"analysis.{name}: each must begin with a token; got {phrase!r}")
     return ids[0]
-
-
-def _tokens(chat: ChatModel, phrase: str) -> list[int]:
-    return list(chat.tokenizer(phrase, add_special_tokens=False)["input_ids"])
 
 
 def refusal_margin(chat: ChatModel, openings: Openings) -> RefusalMargin:
