@@ -138,19 +138,23 @@ def _random_labels(states: Sequence[Float[Tensor, "_ hidden"]], probe: SecurityP
     """Compare the classifier with ones fitted to shuffled labels: its selectivity."""
     fit_harmful, fit_harmless, harmful, harmless = states
     together = torch.cat([fit_harmful, fit_harmless])
-    found = []
+    found, memorised = [], []
     for shuffle in range(_SHUFFLES):
         order = torch.randperm(len(together), generator=torch.Generator().manual_seed(seed + shuffle))
-        classifier = fit_classifier(together[order[: len(fit_harmful)]], together[order[len(fit_harmful) :]])
+        first, second = together[order[: len(fit_harmful)]], together[order[len(fit_harmful) :]]
+        classifier = fit_classifier(first, second)
         found.append(balanced_accuracy(classifier, harmful, harmless))
+        memorised.append(balanced_accuracy(classifier, first, second))
     random, real = sum(found) / len(found), balanced_accuracy(probe.classifier, harmful, harmless)
     passed = real - random >= _LEAST_SELECTIVITY
+    learned = sum(memorised) / len(memorised)
     return AnalysisControl(
         name="random-label classifier",
         value=random,
         passed=passed,
-        sentence=f"On prompts not fitted on, the classifier is right for {real:.0%}, one fitted to shuffled labels "
-        f"for {random:.0%} (chance: 50 %): {'it reads the label' if passed else 'it reads little more than chance'}.",
+        sentence=f"On prompts not fitted on, the classifier is right for {real:.0%}, one fitted to shuffled labels for "
+        f"{random:.0%} (chance: 50 %; of the shuffled labels themselves it learns {learned:.0%}): "
+        + ("it reads the label." if passed else "it reads little more than chance."),
     )
 
 

@@ -66,7 +66,8 @@ def analyze_robustness(
         perturbation: Needed for `update`, whose fine-tuning runs are the caller's; otherwise made from the settings.
 
     Raises:
-        ConfigError: If `update` is asked for without its runs, or one list of openings without the other.
+        ConfigError: If `update` is asked for without its runs, one list of openings without the other, or a
+            perturbation is given that the settings do not name.
         RunError: If the classifier does not recognise the scored prompts of the intact model, or the model's states are
             not finite numbers.
         ModelError: If the model lacks the needed projections.
@@ -87,6 +88,10 @@ def analyze_robustness(
     seeds = list(range(settings.seed, settings.seed + settings.noise_seeds))
     modules = map_modules(model.model)
     kind = perturbation or make_perturbation(model, probes, settings)
+    if kind.name != settings.perturbation:
+        raise ConfigError(
+            f"analysis.perturbation is {settings.perturbation}, but the perturbation given is {kind.name}"
+        )
     with _timed(seconds, "classifier"):
         probe = fit_probe(model, probes, size)
         openings = _openings(model, probes, settings)

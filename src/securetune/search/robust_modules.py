@@ -67,10 +67,10 @@ def search_robust_modules(
         RunError: If not one module passes.
     """
     check_report(report, model, probes)
+    ranked = rank_modules(report, settings.order_by)
     probe = fit_probe(model, probes, settings.batch_size)
     test = JointTest(model, probes.score_harmful, probe.classifier, settings, perturbation)
     noise = _joint_noise(test, report, settings)
-    ranked = rank_modules(report, settings.order_by)
     trace: list[TraceStep] = []
     chosen: list[str] = []
     accuracy = test.intact_accuracy
