@@ -20,8 +20,8 @@ from securetune.config import parse_overrides
 FLAGS = {
     "demo": {"--out", "--seeds", "--controls", "--json"},
     "run": {"--out", "--set", "--json"},
-    "analyze": {"--out", "--harmful", "--harmless", "--set", "--json"},
-    "search": {"--out", "--harmful", "--harmless", "--set", "--json"},
+    "analyze": {"--out", "--harmful", "--harmless", "--perturbation", "--data", "--set", "--json"},
+    "search": {"--out", "--harmful", "--harmless", "--study", "--set", "--json"},
     "train": {"--out", "--method", "--model", "--data", "--modules", "--set", "--json"},
     "evaluate": {"--out", "--suite", "--judge", "--task", "--set", "--json"},
     "report": {"--json"},

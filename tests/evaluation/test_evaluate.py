@@ -180,7 +180,7 @@ def test_all_mistakes_are_found_before_any_weights_are_loaded(tmp_path: Path) ->
 
 def test_a_model_without_a_built_in_world_needs_a_suite(tmp_path: Path) -> None:
     """Nothing to evaluate is an error, not an empty result."""
-    with pytest.raises(DataError, match=r"no suite is built in for this model\. Give --suite FILE or --task FILE"):
+    with pytest.raises(DataError, match=r"must be given for this model\. Give --suite probes-harmful"):
         check_evaluation(EvaluationSettings(), ModelSettings(name=str(tmp_path)))
 
 
