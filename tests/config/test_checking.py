@@ -6,6 +6,7 @@ import pytest
 
 from securetune.config import (
     AnalysisSettings,
+    AnalyzeConfig,
     LoraSettings,
     RunConfig,
     TrainingSettings,
@@ -217,3 +218,16 @@ class TestTrainingRecipe:
         """There is no default data to train on."""
         with pytest.raises(ConfigError, match="data: required, but missing"):
             load_train_config(None, {}, method="ift")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"perturbation": "mean", "epsilon": 2.0}, "epsilon must be at most 1 with perturbation mean; got 2"),
+        ({"refusal_openings": ["I cannot"]}, "refusal_openings and compliance_openings must be given together"),
+    ],
+)
+def test_analysis_settings_that_do_not_fit_together_are_refused(content: dict, message: str):
+    """Found before a model is loaded, with the section's name."""
+    with pytest.raises(ConfigError, match=message):
+        validate(AnalyzeConfig, {"analysis": content})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -102,6 +102,14 @@ class AnalysisSettings(Settings):
     batch_size: PositiveInt = 64
     activation_checkpointing: bool = False
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> AnalysisSettings:
+        if self.perturbation == "mean" and self.epsilon != "calibrate" and self.epsilon > 1:
+            raise ValueError(f"epsilon must be at most 1 with perturbation mean; got {self.epsilon:g}")
+        if bool(self.refusal_openings) != bool(self.compliance_openings):
+            raise ValueError("refusal_openings and compliance_openings must be given together")
+        return self
 
 
 class SearchSettings(Settings):

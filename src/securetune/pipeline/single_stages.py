@@ -48,9 +48,13 @@ def analyze_model(config: AnalyzeConfig, out: Path, progress: ProgressCallback) 
     if found is not None:
         _require_same(_has_analysis_settings(found, config) and found.prompt_set_hash == probes.hash, out)
         models.check_same_model(found.model, model.identity, str(out))
-        return found
     name, folder = config.analysis.perturbation, update_folder(out)
+    if found is not None and name != "update":
+        return found
+    # For an update this also checks that the runs behind a result that is there were made with this data.
     kind = open_perturbation(name, model, probes, config.analysis, config.training, config.data, folder, progress)
+    if found is not None:
+        return found
     report = analyze_robustness(model, probes, config.analysis, progress, kind)
     write_text(out.with_name("heatmap.svg"), heatmap_svg(report, chosen=()))
     write_json(out, report)
