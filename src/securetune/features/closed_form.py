@@ -28,6 +28,7 @@ from securetune.features.hidden_states import TokenBatch, at_last_token, decoder
 from securetune.features.perturbation import linear_map_of, root_mean_square
 from securetune.features.readout import Readout
 from securetune.features.replay import layer_output, record_calls
+from securetune.features.top_layer import last_tokens_only
 from securetune.models import ChatModel, ProjectionModule, map_modules
 
 _Measure = Callable[[ProjectionModule, Tensor, Tensor], Tensor]
@@ -124,11 +125,11 @@ def _measure_batch(
     """Measure all modules in one graph."""
     decoder = decoder_of(model)
     found: dict[str, Tensor] = {}
-    with torch.enable_grad(), _watch(model, modules, measure, found), _graph_from_embeddings(decoder) as start:
+    with _graph_for(model, modules, batch, measure, found) as starts:
         states = decoder(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         values = readout.logits(at_last_token(states, batch.last))
         # A prompt's value depends on its own row only, so the gradient of the sum holds each prompt's own gradient.
-        torch.autograd.grad(values.sum(), start)
+        torch.autograd.grad(values.sum(), starts)
     return torch.stack([found[module.name] for module in modules])
 
 
@@ -148,45 +149,65 @@ def _measure_batch_by_layer(
     layers: nn.ModuleList = decoder.layers  # type: ignore[assignment]
     norm: nn.Module = decoder.norm  # type: ignore[assignment]
     found: dict[str, Tensor] = {}
-    with torch.no_grad():
+    with torch.no_grad(), last_tokens_only(model, modules, batch.last):
         calls = record_calls(decoder, layers, batch, keep_all_inputs=True)
-        top = layer_output(layers[-1](**calls[-1]))
-    with torch.enable_grad(), _watch(model, modules, measure, found):
-        top.requires_grad_()
-        values = readout.logits(norm(at_last_token(top, batch.last).unsqueeze(1)).squeeze(1))
-        (gradient,) = torch.autograd.grad(values.sum(), top)
+    gradient: Tensor | None = None
+    with _graph_for(model, modules, batch, measure, found) as starts:
         for layer, call in zip(reversed(layers), reversed(calls), strict=True):
-            states = call.pop("hidden_states").detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(layer_output(layer(states, **call)), states, gradient)
+            states = call.pop("hidden_states").detach().requires_grad_(layer is not layers[0])
+            output = layer_output(layer(states, **call))
+            if layer is layers[-1]:
+                output = readout.logits(norm(at_last_token(output, batch.last).unsqueeze(1)).squeeze(1)).sum()
+            gradient = torch.autograd.grad(output, starts or states, gradient)[0]
     return torch.stack([found[module.name] for module in modules])
 
 
 @contextmanager
-def _graph_from_embeddings(decoder: nn.Module) -> Iterator[list[Tensor]]:
-    """Start the graph at the embeddings; gives the list that will hold them."""
-    start: list[Tensor] = []
+def _graph_for(
+    model: PreTrainedModel,
+    modules: Sequence[ProjectionModule],
+    batch: TokenBatch,
+    measure: _Measure,
+    found: dict[str, Tensor],
+) -> Iterator[list[Tensor]]:
+    """Make a pass over a batch build the graph that measuring needs, and no more of it.
 
-    def start_graph(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # Makes the pass differentiable even when no parameter requires a gradient.
-        start.append(output.detach().requires_grad_())
-        return start[0]
+    Gives the list that will hold where the graph starts: at the first outputs of projections, which nothing
+    differentiable precedes.
+    """
+    with (
+        torch.enable_grad(),
+        _weights_constant(model),
+        _watch(model, modules, measure, found) as starts,
+        last_tokens_only(model, modules, batch.last),
+    ):
+        yield starts
 
-    handle = decoder.get_input_embeddings().register_forward_hook(start_graph)  # type: ignore[operator]
+
+@contextmanager
+def _weights_constant(model: nn.Module) -> Iterator[None]:
+    """Let no weight require a gradient, so that nothing is kept for one."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
     try:
-        yield start
+        yield
     finally:
-        handle.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
 def _watch(
     model: PreTrainedModel, modules: Sequence[ProjectionModule], measure: _Measure, found: dict[str, Tensor]
-) -> Iterator[None]:
-    """Measure each module when the backward pass reaches it."""
+) -> Iterator[list[Tensor]]:
+    """Measure each module when the backward pass reaches it; gives the list of outputs at which the graph starts."""
+    starts: list[Tensor] = []
 
     def expect_gradient(module: ProjectionModule, inputs: Tensor, output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(lambda gradient: note(module, inputs.detach(), gradient))
+        if not output.requires_grad:
+            starts.append(output.requires_grad_())
+        output.register_hook(lambda gradient: note(module, inputs.detach(), gradient))
 
     def note(module: ProjectionModule, inputs: Tensor, gradient: Tensor) -> None:
         with torch.no_grad():
@@ -199,7 +220,7 @@ def _watch(
         for module in modules
     ]
     try:
-        yield
+        yield starts
     finally:
         for handle in handles:
             handle.remove()

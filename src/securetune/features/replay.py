@@ -23,6 +23,8 @@ from securetune.features.hidden_states import (
     in_callers_order,
     states_of_all_layers,
 )
+from securetune.features.top_layer import last_tokens_only
+from securetune.models import map_modules
 
 
 @runtime_checkable
@@ -62,11 +64,12 @@ class LayerReplay:
     """Calls the decoder's layers one by one, with the arguments that the decoder itself gave them.
 
     Args:
-        model: A causal language model whose decoder has `layers` and a final `norm`.
+        model: A causal language model whose decoder has `layers` and a final `norm`, and whose projections are known.
         batches: The prompts.
 
     Raises:
         AttributeError: If the decoder has no `layers` or no `norm`.
+        ModelError: If `map_modules` does not know its projections.
     """
 
     @torch.inference_mode()
@@ -74,6 +77,7 @@ class LayerReplay:
         decoder = decoder_of(model)
         self._layers: nn.ModuleList = decoder.layers  # type: ignore[assignment]  # an nn.Module's attributes are untyped
         self._norm: nn.Module = decoder.norm  # type: ignore[assignment]
+        self._model, self._modules = model, map_modules(model)
         self._batches = batches
         self._position = 0
         self._calls = [record_calls(decoder, self._layers, batch) for batch in batches]
@@ -105,10 +109,11 @@ class LayerReplay:
         for index, batch in enumerate(self._batches):
             kept: list[Tensor] = []
             states = self._inputs[index]
-            for layer in range(self._position, len(self._layers)):
-                states = self._run(index, layer, layer + 1, states)
-                if keep_layers and layer + 1 < len(self._layers):
-                    kept.append(at_last_token(states, batch.last))
+            with last_tokens_only(self._model, self._modules, batch.last):
+                for layer in range(self._position, len(self._layers)):
+                    states = self._run(index, layer, layer + 1, states)
+                    if keep_layers and layer + 1 < len(self._layers):
+                        kept.append(at_last_token(states, batch.last))
             kept.append(self._norm(at_last_token(states, batch.last).unsqueeze(1)).squeeze(1))
             parts.append(torch.stack(kept, dim=1))
         return in_callers_order(parts, self._batches).transpose(0, 1)
