@@ -74,6 +74,15 @@ def test_a_sweep_of_noise_is_perturbing_by_hand(chat: ChatModel):
                     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_sweep_of_some_modules_is_that_part_of_a_sweep_of_all(chat: ChatModel):
+    """In the order in which they are given, with the same numbers."""
+    readout, modules = _classifiers()[0], map_modules(chat.model)
+    whole = sweep_modules(chat, PROMPTS, [readout], [0.5], [0, 1]).readouts[readout.name]
+    chosen = [16, 2, 9]
+    part = sweep_modules(chat, PROMPTS, [readout], [0.5], [0, 1], modules=[modules[index] for index in chosen])
+    assert torch.equal(part.readouts[readout.name].perturbed, whole.perturbed[:, chosen])
+
+
 @pytest.mark.parametrize("whole_passes", [False, True])
 def test_the_drift_is_the_cosine_of_whole_passes(chat: ChatModel, whole_passes: bool, monkeypatch: pytest.MonkeyPatch):
     """Mean over prompts and seeds for each layer from the module's on; NaN below, with either source."""

@@ -74,6 +74,7 @@ def sweep_modules(
     what: str = "perturbing modules",
     perturbation: Perturbation | None = None,
     layer_classifiers: Sequence[SafetyClassifier] = (),
+    modules: Sequence[ProjectionModule] | None = None,
 ) -> SweepResult:
     """Perturb every module alone, at every size and with every seed.
 
@@ -90,11 +91,11 @@ def sweep_modules(
         what: What to call this in `progress`.
         perturbation: None: Gaussian noise.
         layer_classifiers: One a layer, to follow the drift through the layers at the last size.
-
+        modules: What to perturb; results come in this order. None: all projections, in the order of `map_modules`.
     """
     kind = perturbation or GaussianPerturbation()
     draws = kind.draws(seeds)
-    modules = map_modules(chat.model)
+    modules = map_modules(chat.model) if modules is None else modules
     source = open_replay(chat.model, make_batches(chat.tokenizer, prompts, batch_size, chat.model.device))
     drift = _DriftMeter(source, layer_classifiers, len(modules)) if layer_classifiers else None
     intact = torch.stack([readout.logits(source.final_states()).double().cpu() for readout in readouts])
