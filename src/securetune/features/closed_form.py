@@ -203,15 +203,18 @@ def _watch(
 ) -> Iterator[list[Tensor]]:
     """Measure each module when the backward pass reaches it; gives the list of outputs at which the graph starts."""
     starts: list[Tensor] = []
+    kept: dict[str, Tensor] = {}
 
     def expect_gradient(module: ProjectionModule, inputs: Tensor, output: Tensor) -> None:
         if not output.requires_grad:
             starts.append(output.requires_grad_())
-        output.register_hook(lambda gradient: note(module, inputs.detach(), gradient))
+        kept[module.name] = inputs.detach()
+        output.register_hook(lambda gradient: note(module, gradient))
 
-    def note(module: ProjectionModule, inputs: Tensor, gradient: Tensor) -> None:
+    def note(module: ProjectionModule, gradient: Tensor) -> None:
         with torch.no_grad():
-            found[module.name] = measure(module, inputs, gradient)
+            # Taken out: a hook would hold its input until the whole graph goes, and not let it go with its layer.
+            found[module.name] = measure(module, kept.pop(module.name), gradient)
 
     handles = [
         linear_map_of(model, module).register_forward_hook(
