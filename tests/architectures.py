@@ -9,21 +9,30 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    DeepseekV3Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
+    OPTConfig,
     Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
+    Starcoder2Config,
 )
 
 _SHAPE = {
@@ -37,6 +46,35 @@ _SHAPE = {
     "pad_token_id": 0,
 }
 
+WITHOUT_GATE = ("phi", "starcoder2", "gpt2", "gpt-neox")
+
+# Several projections in one matrix.
+FUSED: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
+    "phi3": (Phi3Config, {"eos_token_id": 3, "bos_token_id": 2}),
+    "glm4": (Glm4Config, {"eos_token_id": 3, "head_dim": 8}),
+    "gpt2": (GPT2Config, {"n_inner": 48, "num_key_value_heads": 4, "eos_token_id": 3, "bos_token_id": 2}),
+    "gpt-neox": (GPTNeoXConfig, {"eos_token_id": 3, "bos_token_id": 2}),
+}
+
+# The matrices of all experts in one parameter.
+EXPERTS: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
+    "mixtral": (MixtralConfig, {"num_local_experts": 4}),
+    "qwen3-moe": (
+        Qwen3MoeConfig,
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "head_dim": 8,
+            "mlp_only_layers": [1],  # a plain layer after one with experts
+        },
+    ),
+    "gpt-oss": (
+        GptOssConfig,
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "eos_token_id": 3, "sliding_window": 8},
+    ),
+}
+
 SUPPORTED: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
     "llama": (LlamaConfig, {}),
     "mistral": (MistralConfig, {"sliding_window": 8}),
@@ -47,6 +85,10 @@ SUPPORTED: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
     "olmo2": (Olmo2Config, {}),
     "granite": (GraniteConfig, {}),
     "smollm3": (SmolLM3Config, {}),
+    "phi": (PhiConfig, {"eos_token_id": 3, "bos_token_id": 2}),
+    "starcoder2": (Starcoder2Config, {"eos_token_id": 3, "bos_token_id": 2}),
+    **FUSED,
+    **EXPERTS,
 }
 
 # Heads that do something to the logits after the output matrix.
@@ -58,15 +100,22 @@ HEADS: dict[str, tuple[type[PreTrainedConfig], dict[str, object]]] = {
 }
 
 UNSUPPORTED: dict[str, tuple[type[PreTrainedConfig], dict[str, object], str]] = {
-    "phi3": (Phi3Config, {"eos_token_id": 3, "bos_token_id": 2}, r"lacks Q, K, V, Gate, Up.*self_attn\.qkv_proj"),
-    "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4}, r"lacks Q, K, V, O, Gate, Up, Down.*attn\.c_attn"),
-    "gpt-neox": (GPTNeoXConfig, {}, r"lacks Q, K, V, O, Gate, Up, Down.*attention\.query_key_value"),
-    "mixtral": (MixtralConfig, {"num_local_experts": 2}, r"lacks Gate, Up, Down.*mlp\.experts"),
+    "falcon": (FalconConfig, {"eos_token_id": 3, "bos_token_id": 2}, r"lacks Q, K, V, O.*query_key_value"),
+    "opt": (OPTConfig, {"word_embed_proj_dim": 32, "eos_token_id": 3}, r"layer 0 lacks O, .*self_attn\.out_proj"),
+    "qwen2-moe": (
+        Qwen2MoeConfig,
+        {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+        r"layer 0 has (Gate|Up|Down) twice.*mlp\.shared_expert\.gate_proj",
+    ),
+    "deepseek-v3": (
+        DeepseekV3Config,
+        {"n_routed_experts": 4, "first_k_dense_replace": 2, "num_key_value_heads": 4},
+        r"lacks Q, K, V.*self_attn\.q_a_proj",
+    ),
 }
 
 
 def make_architecture(kind: type[PreTrainedConfig], extra: dict[str, object], vocab_size: int) -> PreTrainedModel:
-    """Build a random model."""
+    """Build a random model. Names that an architecture calls otherwise (GPT-2's `n_embd`) find their place."""
     torch.manual_seed(0)
-    shape = {} if kind is GPT2Config else _SHAPE
-    return AutoModelForCausalLM.from_config(kind(vocab_size=vocab_size, **{**shape, **extra})).eval()
+    return AutoModelForCausalLM.from_config(kind(vocab_size=vocab_size, **{**_SHAPE, **extra})).eval()

@@ -7,7 +7,8 @@ from torch import Tensor
 from securetune.analysis import closed_form_shifts, sweep_modules
 from securetune.config import ModelSettings
 from securetune.features import SafetyClassifier, last_token_states
-from securetune.features.closed_form import _InputGrams
+from securetune.features.hidden_states import decoder_of
+from securetune.features.outer_products import OuterProductNorms
 from securetune.features.perturbation import root_mean_square
 from securetune.models import ChatModel, identify, map_modules
 
@@ -60,10 +61,13 @@ def test_the_closed_form_equals_autograd_on_the_weights(name: str):
     for place, prompt in enumerate(PROMPTS):
         text = tokenizer.apply_chat_template([*prompt.messages], tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        logit = classifier.logits(chat.model.model(input_ids=ids).last_hidden_state[0, -1])
+        logit = classifier.logits(decoder_of(chat.model)(input_ids=ids).last_hidden_state[0, -1])
         gradients = torch.autograd.grad(logit, weights)
         expected = [
-            0.5 * root_mean_square(w) * g.double().norm().item() for w, g in zip(weights, gradients, strict=True)
+            0.5
+            * root_mean_square(module.weight_in(chat.model))
+            * module.part.of_weight(gradient).double().norm().item()
+            for module, gradient in zip(modules, gradients, strict=True)
         ]
         torch.testing.assert_close(shifts[:, place], torch.tensor(expected, dtype=torch.float64), rtol=1e-3, atol=1e-6)
 
@@ -99,5 +103,5 @@ def test_both_ways_to_the_norm_agree():
     for tokens in (2, 50):  # 2 · (6 + 5) < 6 · 5 < 50 · (6 + 5)
         a = torch.randn(3, tokens, 6, generator=generator)
         g = torch.randn(3, tokens, 5, generator=generator)
-        expected = torch.einsum("bto,bti->boi", g, a).flatten(1).norm(dim=1)
-        torch.testing.assert_close(_InputGrams().outer_product_norm(a, g), expected.double(), rtol=1e-5, atol=1e-6)
+        expected = torch.einsum("bto,bti->boi", g, a).flatten(1).square().sum(dim=1)
+        torch.testing.assert_close(OuterProductNorms().squared(a, g), expected.double(), rtol=1e-5, atol=1e-6)

@@ -1,13 +1,14 @@
 import pytest
 import torch
-from architectures import HEADS, SUPPORTED, make_architecture
+from architectures import EXPERTS, FUSED, HEADS, SUPPORTED, make_architecture
 from tiny_models import make_tiny_network, make_tiny_tokenizer, tiny_prompts
 from torch import Tensor, nn
 
 from securetune.analysis import closed_form_shifts, sweep_modules
 from securetune.config import ModelSettings
 from securetune.features import Openings, RefusalMargin, SafetyClassifier, UpdatePerturbation, refusal_margin
-from securetune.features.closed_form import _InputGrams, directional_shifts
+from securetune.features.closed_form import directional_shifts
+from securetune.features.outer_products import OuterProductNorms
 from securetune.features.perturbation import root_mean_square
 from securetune.models import ChatModel, identify, map_modules, render_prompt
 
@@ -35,23 +36,25 @@ def _classifier(hidden: int = 32) -> SafetyClassifier:
     return SafetyClassifier(torch.randn(hidden, generator=generator, dtype=torch.float64), bias=0.3)
 
 
-def _gradients(chat: ChatModel) -> list[tuple[Tensor, ...]]:
-    """Return for each prompt the gradients of the refusal log-odds of the model's own output, one weight a module."""
-    weights = [chat.model.get_parameter(module.weight_name) for module in map_modules(chat.model)]
+def _gradients(chat: ChatModel) -> list[list[Tensor]]:
+    """Return for each prompt the gradients of the refusal log-odds of the model's own output, by module."""
+    modules = map_modules(chat.model)
+    weights = [chat.model.get_parameter(module.weight_name) for module in modules]
     found = []
     for prompt in PROMPTS:
         text = render_prompt(chat.tokenizer, prompt.messages)
         ids = chat.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         chances = chat.model(input_ids=ids).logits[0, -1].float().log_softmax(dim=-1)
         log_odds = chances[list(REFUSAL)].logsumexp(0) - chances[list(COMPLIANCE)].logsumexp(0)
-        found.append(torch.autograd.grad(log_odds, weights))
+        gradients = torch.autograd.grad(log_odds, weights)
+        found.append([module.part.of_weight(g) for module, g in zip(modules, gradients, strict=True)])
     return found
 
 
 def _update(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        module.name: 0.05 * torch.randn(model.get_parameter(module.weight_name).shape, generator=generator)
+        module.name: 0.05 * torch.randn(module.weight_in(model).shape, generator=generator)
         for module in map_modules(model)
     }
 
@@ -61,13 +64,15 @@ def test_the_closed_form_of_the_refusal_margin_equals_autograd_on_the_weights(na
     """One pass over all prompts gives what a backward pass a prompt, from the model's own output, gives."""
     chat = _architecture(name)
     shifts = closed_form_shifts(chat, PROMPTS, _margin(chat), epsilon=0.5, batch_size=4)
-    weights = [chat.model.get_parameter(module.weight_name) for module in map_modules(chat.model)]
+    weights = [module.weight_in(chat.model) for module in map_modules(chat.model)]
     for place, gradients in enumerate(_gradients(chat)):
         norms = [root_mean_square(w) * g.double().norm().item() for w, g in zip(weights, gradients, strict=True)]
         torch.testing.assert_close(shifts[:, place], 0.5 * torch.tensor(norms).double(), rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2 with a low soft cap", "granite with scaled logits"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2 with a low soft cap", "granite with scaled logits", *FUSED, *EXPERTS]
+)
 def test_the_shift_along_an_update_is_its_product_with_the_gradient(name: str):
     """⟨∂z/∂W, ΔW⟩ of every module and prompt, sign included, in proportion to the size."""
     chat = _architecture(name)
@@ -150,27 +155,31 @@ def _most_saved_bytes(chat: ChatModel, checkpointing: bool) -> int:
     return most
 
 
-def _norms(inputs: Tensor, gradients: Tensor) -> Tensor:
-    return torch.einsum("bto,bti->boi", gradients.double(), inputs.double()).flatten(1).norm(dim=1)
+def _squared_norms(inputs: Tensor, gradients: Tensor) -> Tensor:
+    return torch.einsum("bto,bti->boi", gradients.double(), inputs.double()).flatten(1).square().sum(dim=1)
 
 
 def test_modules_with_the_same_input_share_its_gram_matrix():
     """Q, K and V, or Gate and Up: the second product is taken with the matrix that the first one made."""
-    grams, generator = _InputGrams(), torch.Generator().manual_seed(0)
+    grams, generator = OuterProductNorms(), torch.Generator().manual_seed(0)
     inputs = torch.randn(3, 2, 9, generator=generator)
-    grams.outer_product_norm(inputs, torch.randn(3, 2, 9, generator=generator))
+    grams.squared(inputs, torch.randn(3, 2, 9, generator=generator))
     made = grams._gram
     gradients = torch.randn(3, 2, 7, generator=generator)
-    torch.testing.assert_close(grams.outer_product_norm(inputs.detach(), gradients), _norms(inputs, gradients))
+    torch.testing.assert_close(
+        grams.squared(inputs.detach(), gradients), _squared_norms(inputs, gradients), rtol=1e-5, atol=1e-6
+    )
     assert grams._gram is made
 
 
 def test_another_input_in_reused_memory_is_not_mistaken_for_the_last_one():
     """Tensors that are made and freed one after another, as those of a backward pass are, each get their own matrix."""
-    grams, generator = _InputGrams(), torch.Generator().manual_seed(0)
+    grams, generator = OuterProductNorms(), torch.Generator().manual_seed(0)
     for _ in range(20):
         inputs, gradients = (torch.randn(3, 2, width, generator=generator) for width in (9, 7))
-        torch.testing.assert_close(grams.outer_product_norm(inputs, gradients), _norms(inputs, gradients))
+        torch.testing.assert_close(
+            grams.squared(inputs, gradients), _squared_norms(inputs, gradients), rtol=1e-5, atol=1e-6
+        )
         del inputs
 
 
@@ -179,7 +188,9 @@ def test_a_part_of_the_last_input_is_not_mistaken_for_all_of_it():
     generator = torch.Generator().manual_seed(0)
     whole = torch.randn(1, 4, 18, generator=generator)
     for part in (whole[:, :2], whole[:, :, :15], whole.flatten().view(1, 3, 24)):
-        grams = _InputGrams()
+        grams = OuterProductNorms()
         for inputs in (whole, part, whole):
             gradients = torch.randn(1, inputs.shape[1], 17, generator=generator)
-            torch.testing.assert_close(grams.outer_product_norm(inputs, gradients), _norms(inputs, gradients))
+            torch.testing.assert_close(
+                grams.squared(inputs, gradients), _squared_norms(inputs, gradients), rtol=1e-5, atol=1e-6
+            )

@@ -5,7 +5,7 @@ from tiny_models import make_tiny_tokenizer, tiny_prompts
 
 from securetune.data.prompts import Prompt
 from securetune.features import FullPass, LayerReplay, last_token_states, make_batches, open_replay, perturbed
-from securetune.features.hidden_states import final_states
+from securetune.features.hidden_states import decoder_of, final_states
 from securetune.models import ChatModel, map_modules, render_prompt
 
 PROMPTS = [*tiny_prompts("harmful", 0, 9), *tiny_prompts("harmless", 0, 9), *tiny_prompts("harmful", 1, 9)]
@@ -22,7 +22,7 @@ def test_states_are_those_of_each_prompt_alone(name: str):
             render_prompt(tokenizer, PROMPTS[index].messages), add_special_tokens=False, return_tensors="pt"
         )
         with torch.no_grad():
-            alone = model.model(**ids).last_hidden_state[0, -1]
+            alone = decoder_of(model)(**ids).last_hidden_state[0, -1]
         torch.testing.assert_close(states[index], alone, rtol=1e-4, atol=1e-5)
 
 

@@ -3,10 +3,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from architectures import SUPPORTED, make_architecture
+from architectures import EXPERTS, FUSED, SUPPORTED, make_architecture
 from tiny_models import make_tiny_tokenizer, tiny_prompts
 from torch import Tensor, nn
 
+from securetune.errors import ModelError
 from securetune.features import MeanAblation, Perturbation, make_batches, mean_outputs
 from securetune.models import ChatModel, ProjectionModule, map_modules, render_prompt
 
@@ -17,8 +18,9 @@ PROMPTS = [*tiny_prompts("harmful", 0, 5), *tiny_prompts("harmless", 0, 6)]
 def _outputs(model: nn.Module, module: ProjectionModule) -> Iterator[list[Tensor]]:
     """Keep what a module gives, as (token, out), while the context is open."""
     kept: list[Tensor] = []
-    linear = model.get_submodule(module.name)
-    handle = linear.register_forward_hook(lambda _, __, output: kept.append(output.detach().flatten(0, 1)))
+    handle = module.holder_in(model).register_forward_hook(
+        lambda _, __, output: kept.append(module.part.of_output(output.detach()).flatten(0, 1))
+    )
     yield kept
     handle.remove()
 
@@ -40,7 +42,7 @@ def _has_hooks(model: nn.Module) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", [name for name in SUPPORTED if name not in EXPERTS])
 def test_the_means_are_those_of_each_prompt_alone(name: str):
     """Every token of every prompt counts once and padding not at all, in any architecture."""
     tokenizer = make_tiny_tokenizer()
@@ -77,6 +79,33 @@ def test_a_wholly_ablated_module_says_the_same_of_every_token(tiny_chat_model: C
             _run_alone(model, tiny_chat_model.tokenizer, PROMPTS)
         outputs = torch.cat(kept)
         assert torch.equal(outputs, means[module.name].to(dtype).expand_as(outputs))
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_ablating_a_part_of_a_fused_map_leaves_its_other_parts_alone(name: str):
+    """Q of a fused weight says the same of every token, and what K and V say is what they said before."""
+    tokenizer = make_tiny_tokenizer()
+    model = make_architecture(*FUSED[name], vocab_size=len(tokenizer))
+    modules = map_modules(model)
+    means = mean_outputs(model, modules, make_batches(tokenizer, PROMPTS, 50, model.device))
+    own = next(module for module in modules if module.name.endswith("]"))
+    others = [module for module in modules if module.path == own.path and module != own]
+    for module, changes in ((own, True), *((other, False) for other in others)):
+        with _outputs(model, module) as before:
+            _run_alone(model, tokenizer, PROMPTS)
+        with MeanAblation(means).applied(model, [own], 1.0, seed=0), _outputs(model, module) as after:
+            _run_alone(model, tokenizer, PROMPTS)
+        expected = means[own.name].expand_as(torch.cat(after)) if changes else torch.cat(before)
+        assert torch.equal(torch.cat(after), expected)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_cannot_be_ablated_and_the_sentence_says_what_can(name: str):
+    """Their outputs never leave them."""
+    tokenizer = make_tiny_tokenizer()
+    model = make_architecture(*EXPERTS[name], vocab_size=len(tokenizer))
+    with pytest.raises(ModelError, match='experts keep to themselves; use "gaussian" or "update"'):
+        mean_outputs(model, map_modules(model), make_batches(tokenizer, PROMPTS, 50, model.device))
 
 
 @pytest.mark.parametrize("size", [0.25, 0.5, 0.9])

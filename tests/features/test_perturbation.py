@@ -1,5 +1,6 @@
 import pytest
 import torch
+from architectures import EXPERTS, FUSED, make_architecture
 from torch import Tensor
 
 from securetune.features import perturbed
@@ -28,6 +29,27 @@ def test_a_perturbed_module_is_restored_bit_for_bit(tiny_chat_model: ChatModel, 
             changed = {name for name, value in _bits(model).items() if not torch.equal(value, before[name])}
             assert changed == {module.weight_name}
         assert _same(before, _bits(model))
+
+
+@pytest.mark.parametrize("name", [*FUSED, *EXPERTS])
+def test_parts_of_one_parameter_are_perturbed_apart_and_together(name: str):
+    """Each gets its own noise, in its own rows only, alone or in company; and all is restored bit for bit."""
+    model = make_architecture(*{**FUSED, **EXPERTS}[name], vocab_size=20)
+    before = _bits(model)
+    values = {name: value.detach().clone() for name, value in model.named_parameters()}
+    parts = [module for module in map_modules(model) if module.name.endswith("]") and module.layer == 0]
+    assert len(parts) >= 2
+    alone = {}
+    for part in parts:
+        with perturbed(model, [part], 0.7, seed=3):
+            changed = model.get_parameter(part.weight_name).detach() != values[part.weight_name]
+            assert changed.sum() == part.parameter_count
+            assert part.part.of_weight(changed.float()).all()
+            alone[part.name] = part.weight_in(model).detach().clone()
+        assert _same(before, _bits(model))
+    with perturbed(model, parts, 0.7, seed=3):
+        assert all(torch.equal(part.weight_in(model), alone[part.name]) for part in parts)
+    assert _same(before, _bits(model))
 
 
 def test_subtracting_the_noise_would_not_round_trip_in_bfloat16(tiny_chat_model: ChatModel):

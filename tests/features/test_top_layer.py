@@ -5,7 +5,7 @@ from tiny_models import make_tiny_tokenizer, tiny_prompts
 from torch import Tensor, nn
 
 from securetune.features import make_batches
-from securetune.features.hidden_states import TokenBatch, at_last_token
+from securetune.features.hidden_states import TokenBatch, at_last_token, decoder_of
 from securetune.features.top_layer import last_tokens_only
 from securetune.models import map_modules
 
@@ -20,7 +20,7 @@ def _prepare(name: str) -> tuple[nn.Module, TokenBatch]:
 
 @torch.no_grad()
 def _last_states(model: nn.Module, batch: TokenBatch) -> Tensor:
-    return at_last_token(model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state, batch.last)
+    return at_last_token(decoder_of(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state, batch.last)
 
 
 @pytest.mark.parametrize("name", SUPPORTED)

@@ -33,6 +33,7 @@ from securetune.artifacts.robustness import (
     SearchStudy,
     SearchVariant,
     SelectedModule,
+    parameter_path,
 )
 from securetune.artifacts.runs import RunRecord, StageRecord, StageState
 from securetune.artifacts.scores import (
@@ -95,6 +96,7 @@ __all__ = [
     "WeightUpdate",
     "append_json_line",
     "environment",
+    "parameter_path",
     "read_artifact",
     "read_json",
     "read_json_lines",

@@ -7,11 +7,22 @@ from typing import Any, Literal
 from securetune.artifacts.estimates import Artifact, ModelIdentity
 
 
+def parameter_path(module_name: str) -> str:
+    """Return where a module's weights lie: its name without the part in brackets.
+
+    Example:
+        >>> parameter_path("model.layers.2.self_attn.qkv_proj[Q]")
+        'model.layers.2.self_attn.qkv_proj'
+    """
+    return module_name.partition("[")[0]
+
+
 class ModuleRobustness(Artifact):
     """How much one module disturbs the security features when it is perturbed.
 
     Attributes:
-        name: Path as `named_modules()` gives it, such as `model.layers.2.mlp.up_proj`.
+        name: Path as `named_modules()` gives it, such as `model.layers.2.mlp.up_proj`; for a part of a parameter, its
+            type in brackets behind it: `model.layers.2.self_attn.qkv_proj[Q]`.
         type: One of Q, K, V, O, Gate, Up, Down.
         layer: Index of the layer, from 0.
         parameter_count: Number of weights in the module.

@@ -4,8 +4,7 @@ Three kinds behind one interface:
 
 - `gaussian` (the default): W + ε·rms(W)·N(0, 1). The paper does not say how it perturbs; this is our choice.
 - `update`: W + α·ΔW, where ΔW is what a short plain fine-tuning run on the user's own data did to the module. Noise
-goes
-  where no training goes; this goes where training does.
+  goes where no training goes; this goes where training does.
 - `mean`: the module's output is moved towards its mean over prompts and tokens (at size 1: mean ablation).
 """
 
@@ -22,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from securetune.errors import ModelError
 from securetune.features.hidden_states import TokenBatch, decoder_of
 from securetune.models import ProjectionModule
 
@@ -51,14 +51,14 @@ class Perturbation(Protocol):
         """Perturb the modules jointly while the context is open; afterwards the model is the same, bit for bit."""
 
 
-def root_mean_square(weight: Float[Tensor, "out in"]) -> float:
+def root_mean_square(weight: Float[Tensor, "*weights"]) -> float:
     """Return rms(W), the size that noise is measured by, computed in float64."""
     # `vector_norm` sums in float64 without a copy of the weight in it: 14 times faster than weight.double().square().
     norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.float64)
     return norm.item() / math.sqrt(weight.numel())
 
 
-def gaussian_noise(weight: Float[Tensor, "out in"], name: str, seed: int) -> Float[Tensor, "out in"]:
+def gaussian_noise(weight: Float[Tensor, "*weights"], name: str, seed: int) -> Float[Tensor, "*weights"]:
     """Draw N(0, 1) noise in float32 that depends on the module's name, the seed and the kind of device only.
 
     A module gets the same noise in whatever order or company modules are perturbed, so that results do not depend on
@@ -109,7 +109,7 @@ class UpdatePerturbation:
     grid = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
     largest = math.inf
 
-    def __init__(self, updates: Sequence[Mapping[str, Float[Tensor, "out in"]]]) -> None:
+    def __init__(self, updates: Sequence[Mapping[str, Float[Tensor, "*weights"]]]) -> None:
         if not updates:
             raise ValueError("an update perturbation needs at least one fine-tuning run; got none")
         self.updates = list(updates)
@@ -156,19 +156,15 @@ class MeanAblation:
                 handle.remove()
 
 
-def linear_map_of(model: nn.Module, module: ProjectionModule) -> nn.Module:
-    """Return the submodule that holds a projection's weight."""
-    return model.get_submodule(module.weight_name.removesuffix(".weight"))
-
-
 def _replace_output(
     model: nn.Module, module: ProjectionModule, mean: Float[Tensor, " out"], size: float
 ) -> RemovableHandle:
     def towards_mean(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        own = module.part.of_output(output)
         # At size 1 exactly the mean; out + 1·(mean - out) would keep the rounding of a large output.
-        return torch.lerp(output, mean.to(output.device, output.dtype), size)
+        return module.part.replace_output(output, torch.lerp(own, mean.to(output.device, output.dtype), size))
 
-    return linear_map_of(model, module).register_forward_hook(towards_mean)
+    return module.holder_in(model).register_forward_hook(towards_mean)
 
 
 @torch.inference_mode()
@@ -181,17 +177,25 @@ def mean_outputs(
         model: The intact model.
         modules: Its projections.
         batches: Harmful and harmless prompts, so that the mean tells nothing about which of the two a prompt is.
+
+    Raises:
+        ModelError: If a module is that of experts, whose outputs no other module sees.
     """
+    if any(module.of_experts for module in modules):
+        raise ModelError(
+            "analysis.perturbation: mean replaces the output of a projection, which experts keep to themselves; use "
+            '"gaussian" or "update" for a mixture of experts'
+        )
     sums: dict[str, Tensor] = {}
     real: Tensor
 
-    def add(name: str, output: Tensor) -> None:
+    def add(module: ProjectionModule, output: Tensor) -> None:
         # Not `output[real]`: a boolean index would copy the activations.
-        total = torch.einsum("bsd,bs->d", output.double(), real.double())
-        sums[name] = sums.get(name, torch.zeros_like(total)) + total
+        total = torch.einsum("bsd,bs->d", module.part.of_output(output).double(), real.double())
+        sums[module.name] = sums.get(module.name, torch.zeros_like(total)) + total
 
     handles = [
-        linear_map_of(model, module).register_forward_hook(lambda _, __, output, name=module.name: add(name, output))
+        module.holder_in(model).register_forward_hook(lambda _, __, output, module=module: add(module, output))
         for module in modules
     ]
     tokens = 0
@@ -215,7 +219,7 @@ def perturbed(
     Args:
         model: The model; it is changed in place.
         modules: What to perturb, jointly.
-        epsilon: Size of the noise relative to the root mean square of each weight matrix.
+        epsilon: Size of the noise relative to the root mean square of each module's weights.
         seed: Which noise.
     """
     return _shifted(
@@ -232,14 +236,14 @@ def _precision_of(weight: Tensor) -> torch.dtype:
 
 @contextmanager
 def _shifted(
-    model: nn.Module, modules: Sequence[ProjectionModule], shift_of: Callable[[str, Tensor], Float[Tensor, "out in"]]
+    model: nn.Module, modules: Sequence[ProjectionModule], shift_of: Callable[[str, Tensor], Float[Tensor, "*weights"]]
 ) -> Iterator[None]:
     """Add `shift_of(name, weight)` to the weights while the context is open.
 
     Afterwards they are bit-identical to what they were: they are copied back. Subtracting would not round-trip in
     bfloat16.
     """
-    weights = {module.name: model.get_parameter(module.weight_name) for module in modules}
+    weights = {module.name: module.weight_in(model) for module in modules}
     originals = {name: weight.detach().clone() for name, weight in weights.items()}
     try:
         with torch.no_grad():

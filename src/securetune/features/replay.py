@@ -7,6 +7,7 @@ layer's input is kept, not all of them.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,19 +65,18 @@ class LayerReplay:
     """Calls the decoder's layers one by one, with the arguments that the decoder itself gave them.
 
     Args:
-        model: A causal language model whose decoder has `layers` and a final `norm`, and whose projections are known.
+        model: A causal language model with projections, layers and a final norm of known names.
         batches: The prompts.
 
     Raises:
-        AttributeError: If the decoder has no `layers` or no `norm`.
+        AttributeError: If the decoder's layers or its final norm have no known name.
         ModelError: If `map_modules` does not know its projections.
     """
 
     @torch.inference_mode()
     def __init__(self, model: PreTrainedModel, batches: Sequence[TokenBatch]) -> None:
         decoder = decoder_of(model)
-        self._layers: nn.ModuleList = decoder.layers  # type: ignore[assignment]  # an nn.Module's attributes are untyped
-        self._norm: nn.Module = decoder.norm  # type: ignore[assignment]
+        self._layers, self._norm = layers_of(decoder), final_norm_of(decoder)
         self._model, self._modules = model, map_modules(model)
         self._batches = batches
         self._position = 0
@@ -125,6 +125,33 @@ class LayerReplay:
         return states
 
 
+def layers_of(decoder: nn.Module) -> nn.ModuleList:
+    """Return a decoder's layers.
+
+    Raises:
+        AttributeError: If they have no known name.
+    """
+    layers: nn.ModuleList = _first_attribute(decoder, ("layers", "h"))
+    return layers
+
+
+def final_norm_of(decoder: nn.Module) -> nn.Module:
+    """Return the norm after a decoder's last layer.
+
+    Raises:
+        AttributeError: If it has no known name.
+    """
+    norm: nn.Module = _first_attribute(decoder, ("norm", "final_layer_norm", "final_layernorm", "ln_f"))
+    return norm
+
+
+def _first_attribute(module: nn.Module, names: Sequence[str]) -> Any:
+    for name in names:
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"{type(module).__name__} has none of {', '.join(names)}")
+
+
 def layer_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the states out of what a layer returns, which depends on the architecture."""
     return output[0] if isinstance(output, tuple) else output
@@ -133,11 +160,15 @@ def layer_output(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 def record_calls(
     decoder: nn.Module, layers: nn.ModuleList, batch: TokenBatch, keep_all_inputs: bool = False
 ) -> list[dict[str, Any]]:
-    """Run one batch and note the keyword arguments of every layer, and the states that the first one, or each, got."""
+    """Run one batch and note the arguments of every layer by name, `hidden_states` for the first, or for each, only."""
     calls: list[dict[str, Any]] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append({**kwargs, "hidden_states": args[0]} if keep_all_inputs or not calls else kwargs)
+        names = inspect.signature(module.forward).parameters
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        if calls and not keep_all_inputs:
+            del call["hidden_states"]
+        calls.append(call)
 
     handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:

@@ -3,7 +3,7 @@
 Every readout is taken at the last token of a prompt, and what follows the attention of the top layer works on each
 token alone. So its O, Gate, Up and Down need run on one token of each prompt only. That is the same number for less
 work: on 12 layers some 6 % of a pass, forward and backward alike. (Q, too, matters at the last token only, but some
-architectures convolve it with its neighbours.)
+architectures convolve it with its neighbours. Experts are left alone: which token goes to which is decided before.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from securetune.features.hidden_states import at_last_token
-from securetune.features.perturbation import linear_map_of
 from securetune.models import ProjectionModule
 
 _TYPES_AFTER_ATTENTION = ("O", "Gate", "Up", "Down")
@@ -37,8 +36,9 @@ def last_tokens_only(
         last: Index of the last token of each prompt in the batches that run meanwhile.
     """
     top = max(module.layer for module in modules)
-    maps = [linear_map_of(model, m) for m in modules if m.layer == top and m.type in _TYPES_AFTER_ATTENTION]
-    handles = [handle for linear in maps for handle in _restrict(linear, last)]
+    after = [m for m in modules if m.layer == top and m.type in _TYPES_AFTER_ATTENTION and not m.of_experts]
+    maps = {module.path: module.holder_in(model) for module in after}  # Gate and Up may be one
+    handles = [handle for linear in maps.values() for handle in _restrict(linear, last)]
     try:
         yield
     finally:

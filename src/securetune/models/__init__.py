@@ -7,12 +7,14 @@ from securetune.models.loading import ChatModel, load
 from securetune.models.projections import MODULE_TYPES, ProjectionModule, map_modules
 from securetune.models.registry import EmbeddedModel, list_models, register_embedded_model
 from securetune.models.rendering import encode_prompts, render_conversation, render_prompt
+from securetune.models.weight_parts import WeightPart
 
 __all__ = [
     "MODULE_TYPES",
     "ChatModel",
     "EmbeddedModel",
     "ProjectionModule",
+    "WeightPart",
     "chat_template_hash",
     "check_model",
     "check_same_model",

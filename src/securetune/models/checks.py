@@ -32,7 +32,7 @@ def check_model(settings: ModelSettings) -> list[str]:
     """Check everything about a model that does not need its weights: seconds, also for a large one.
 
     Checked: the folder and its files, that the weights are safetensors, the configuration, the tokenizer, the chat
-    template, the seven projections in every layer (on a copy without memory), and the device.
+    template, the projections in every layer (on a copy without memory), and the device.
 
     Returns:
         One sentence a problem; empty if none was found.

@@ -87,8 +87,8 @@ def _write_update(model: ChatModel, folder: Path, path: Path) -> None:
     tuned = models.load(ModelSettings(name=str(folder / "model"), dtype="float32", device="cpu"))
     update = {}
     for before, after in zip(map_modules(model.model), map_modules(tuned.model), strict=True):
-        start = model.model.get_parameter(before.weight_name).detach().float().cpu()
-        update[before.name] = (tuned.model.get_parameter(after.weight_name).detach().float() - start).contiguous()
+        start = before.weight_in(model.model).detach().float().cpu()
+        update[before.name] = (after.weight_in(tuned.model).detach().float() - start).contiguous()
     beside = path.with_name(f".{path.name}.part")
     save_file(update, beside)
     beside.replace(path)

@@ -25,7 +25,7 @@ Quantity = Literal["accuracy", "margin_fall", "refusal_margin_fall"]
 
 
 def heatmap_svg(report: RobustnessReport, chosen: Collection[str], quantity: Quantity = "accuracy") -> str:
-    """Draw the robustness of every module as an SVG document.
+    """Draw the robustness of every module as an SVG document; a type that the model has nowhere keeps no column.
 
     Args:
         report: The analysis.
@@ -33,6 +33,7 @@ def heatmap_svg(report: RobustnessReport, chosen: Collection[str], quantity: Qua
         quantity: `accuracy` of the unchanged classifier (the paper's score), the fall of its logit, or the fall of the
             refusal margin, which every module of the report must then have.
     """
+    types = _types(report)
     values = _grid(report, quantity)
     layers = values.shape[0]
     name = f"heatmap-{quantity}"
@@ -40,12 +41,12 @@ def heatmap_svg(report: RobustnessReport, chosen: Collection[str], quantity: Qua
         axes = figure.add_subplot()
         norm = _norm(values, quantity)
         colours = colormaps["cividis" if quantity == "accuracy" else "cividis_r"]
-        columns, rows = np.arange(len(_TYPES)), np.arange(layers)
+        columns, rows = np.arange(len(types)), np.arange(layers)
         image = axes.pcolormesh(columns, rows, values, cmap=colours, norm=norm, edgecolors=PAPER, linewidth=1.5)
         _mark_chosen(axes, report, chosen)
         if layers <= _LABELLED_LAYERS:
             _write_values(axes, values, image, quantity)
-        axes.set_xticks(range(len(_TYPES)), _TYPES)
+        axes.set_xticks(range(len(types)), types)
         axes.set_yticks(range(layers) if layers <= 16 else range(0, layers, 4))
         axes.set_ylabel("layer")
         axes.spines[:].set_visible(False)
@@ -66,10 +67,15 @@ def _meaning(quantity: Quantity) -> str:
     }[quantity]
 
 
+def _types(report: RobustnessReport) -> list[str]:
+    return [kind for kind in _TYPES if any(module.type == kind for module in report.modules)]
+
+
 def _grid(report: RobustnessReport, quantity: Quantity) -> Float[np.ndarray, "layer type"]:
-    grid = np.full((1 + max(module.layer for module in report.modules), len(_TYPES)), np.nan)
+    types = _types(report)
+    grid = np.full((1 + max(module.layer for module in report.modules), len(types)), np.nan)
     for module in report.modules:
-        grid[module.layer, _TYPES.index(module.type)] = getattr(module, quantity)
+        grid[module.layer, types.index(module.type)] = getattr(module, quantity)
     return grid
 
 
@@ -80,9 +86,10 @@ def _norm(values: Float[np.ndarray, "layer type"], quantity: Quantity) -> Normal
 
 
 def _mark_chosen(axes: Axes, report: RobustnessReport, chosen: Collection[str]) -> None:
+    types = _types(report)
     for module in report.modules:
         if module.name in chosen:
-            column = _TYPES.index(module.type)
+            column = types.index(module.type)
             frame = (column - 0.45, module.layer - 0.44)
             axes.add_patch(Rectangle(frame, 0.9, 0.88, fill=False, edgecolor=_HALO, linewidth=3.6))
             axes.add_patch(Rectangle(frame, 0.9, 0.88, fill=False, edgecolor=_FRAME, linewidth=1.8))

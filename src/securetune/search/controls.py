@@ -9,7 +9,7 @@ from securetune.artifacts import ModuleRobustness, RobustModules, RobustnessRepo
 from securetune.errors import ArtifactError
 from securetune.models import check_same_model
 from securetune.search.joint_test import JointTest
-from securetune.search.ranking import parameter_fraction, rank_modules, selected_modules
+from securetune.search.ranking import Unit, parameter_fraction, rank_modules, selected_modules, whole_parameters
 
 ControlKind = Literal["sensitive", "random", "top-k", "pattern"]
 CONTROL_KINDS: tuple[ControlKind, ...] = get_args(ControlKind)
@@ -25,7 +25,7 @@ def control_set(
     """Choose as many parameters as the manifest holds, but by another rule.
 
     Modules are taken in the control's order; one is left out if the share of the parameters would be further from the
-    manifest's with it than without it.
+    manifest's with it than without it. Modules that share a parameter are taken together.
 
     Args:
         report: The analysis behind the manifest.
@@ -57,22 +57,24 @@ def control_set(
     )
 
 
-def _order(kind: ControlKind, ranked: list[ModuleRobustness], seed: int) -> list[ModuleRobustness]:
+def _order(kind: ControlKind, ranked: list[ModuleRobustness], seed: int) -> list[Unit]:
     match kind:
         case "sensitive":
-            return ranked[::-1]
+            return whole_parameters(ranked)[::-1]
         case "random":
-            return random.Random(seed).sample(ranked, len(ranked))
+            units = whole_parameters(ranked)
+            return random.Random(seed).sample(units, len(units))
         case "top-k":
-            return ranked
+            return whole_parameters(ranked)
         case "pattern":
-            return sorted(ranked, key=lambda module: (module.type in ("Q", "K"), -module.layer))
+            return whole_parameters(sorted(ranked, key=lambda module: (module.type in ("Q", "K"), -module.layer)))
 
 
-def _nearest_share(report: RobustnessReport, order: list[ModuleRobustness], target: float) -> list[str]:
+def _nearest_share(report: RobustnessReport, order: list[Unit], target: float) -> list[str]:
     chosen: list[str] = []
-    for module in order:
-        now, then = parameter_fraction(report, chosen), parameter_fraction(report, [*chosen, module.name])
+    for unit in order:
+        now, then = parameter_fraction(report, chosen), parameter_fraction(report, [*chosen, *unit])
         if abs(then - target) < abs(now - target):
-            chosen.append(module.name)
-    return chosen or [min(order, key=lambda module: module.parameter_count).name]
+            chosen += unit
+    smallest: Unit = min(order, key=lambda unit: parameter_fraction(report, unit))
+    return chosen or list(smallest)

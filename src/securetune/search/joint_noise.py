@@ -21,6 +21,7 @@ from typing import NamedTuple
 from securetune.artifacts import RobustnessReport
 from securetune.config import SearchSettings
 from securetune.search.joint_test import JointTest
+from securetune.search.ranking import parameter_fraction, whole_parameters
 
 _FALL_IN_TOLERANCES = 3.0
 _LEAST_FALL = 0.03
@@ -78,15 +79,13 @@ def choose_joint_epsilon(test: JointTest, report: RobustnessReport, settings: Se
 def random_sets(report: RobustnessReport, target_fraction: float, seed: int) -> Sequence[list[str]]:
     """Draw four random sets that hold at least the target share of the parameters."""
     generator = random.Random(seed)
-    total = sum(module.parameter_count for module in report.modules)
+    units = whole_parameters(report.modules)
     sets = []
     for _ in range(_RANDOM_SETS):
         chosen: list[str] = []
-        held = 0
-        for module in generator.sample(report.modules, len(report.modules)):
-            if held >= target_fraction * total:
+        for unit in generator.sample(units, len(units)):
+            if parameter_fraction(report, chosen) >= target_fraction:
                 break
-            chosen.append(module.name)
-            held += module.parameter_count
+            chosen += unit
         sets.append(chosen)
     return sets

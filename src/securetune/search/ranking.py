@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Sequence
 
-from securetune.artifacts import ModuleRobustness, RobustnessReport, SelectedModule
+from securetune.artifacts import ModuleRobustness, RobustnessReport, SelectedModule, parameter_path
 from securetune.config import OrderBy, SearchSettings
 from securetune.errors import ArtifactError
 
@@ -65,15 +66,31 @@ Unit = tuple[str, ...]
 def make_units(ranked: Sequence[ModuleRobustness], settings: SearchSettings) -> list[Unit]:
     """Group ranked modules into the units of the search, the most robust first.
 
-    A block is as robust as its members' mean rank says: scores of modules of different width do not add up.
+    Modules that share a parameter are one unit, since a part of a parameter cannot be trained apart. A unit is as
+    robust as its members' mean rank says: scores of modules of different width do not add up.
     """
     if settings.unit == "module":
-        return [(module.name,) for module in ranked]
-    places: dict[tuple[str, int], list[tuple[int, str]]] = {}
-    for rank, module in enumerate(ranked):
-        places.setdefault((module.type, module.layer // settings.block_layers), []).append((rank, module.name))
-    by_rank = sorted(places.values(), key=lambda members: sum(rank for rank, _ in members) / len(members))
-    return [tuple(name for _, name in members) for members in by_rank]
+        return whole_parameters(ranked)
+    sharing: dict[str, set[str]] = defaultdict(set)
+    for module in ranked:
+        sharing[parameter_path(module.name)].add(module.type)
+    return _grouped(
+        ranked,
+        lambda module: (frozenset(sharing[parameter_path(module.name)]), module.layer // settings.block_layers),
+    )
+
+
+def whole_parameters(modules: Sequence[ModuleRobustness]) -> list[Unit]:
+    """Group modules that share a parameter; the groups keep the order of their members' mean places."""
+    return _grouped(modules, lambda module: parameter_path(module.name))
+
+
+def _grouped(modules: Sequence[ModuleRobustness], key: Callable[[ModuleRobustness], Hashable]) -> list[Unit]:
+    places: dict[Hashable, list[tuple[int, str]]] = defaultdict(list)
+    for place, module in enumerate(modules):
+        places[key(module)].append((place, module.name))
+    by_mean = sorted(places.values(), key=lambda members: sum(place for place, _ in members) / len(members))
+    return [tuple(name for _, name in members) for members in by_mean]
 
 
 def _pattern(module: ModuleRobustness) -> tuple[int, bool]:

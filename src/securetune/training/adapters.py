@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from securetune.config import TrainingSettings
+from securetune.errors import ConfigError
 from securetune.models import ProjectionModule
 
 
@@ -23,13 +24,23 @@ def add_adapters(
         modules: Its projections.
         settings: For `lora` and for the seed of the adapters' first values.
         base_name: Written into the adapter as the name of its start model.
+
+    Raises:
+        ConfigError: If experts are to get adapters.
     """
-    targets = [module.name for module in modules if module.type in settings.lora.target_types]
+    chosen = [module for module in modules if module.type in settings.lora.target_types]
+    if any(module.of_experts for module in chosen):
+        raise ConfigError(
+            "lora.target_types: the experts of this model are no linear maps, and adapters for them are not supported. "
+            'Use Q, K, V and O, or tune: "full".'
+        )
+    targets = list(dict.fromkeys(module.path for module in chosen))
     config = LoraConfig(
         r=settings.lora.rank,
         lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank; any number will do
         lora_dropout=settings.lora.dropout,
         target_modules=_short_targets(model, targets),
+        fan_in_fan_out=any(module.part.transposed for module in chosen),
         bias="none",
         task_type="CAUSAL_LM",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -15,8 +15,8 @@ from securetune.models import ProjectionModule
 PEFT_PREFIX = "base_model.model."
 
 
-def owner_of(parameter_name: str, module_names: set[str]) -> str | None:
-    """Return the module that a parameter belongs to, or None for embeddings, norms and the head.
+def owner_of(parameter_name: str, module_paths: Collection[str]) -> str | None:
+    """Return the path of the modules that a parameter belongs to, or None for embeddings, norms and the head.
 
     PEFT puts a prefix before the path and the adapter's own names after it: a search for
     `layers.0.self_attn.q_proj.weight` would match none of its parameters, without any error.
@@ -25,12 +25,10 @@ def owner_of(parameter_name: str, module_names: set[str]) -> str | None:
         >>> owner_of("base_model.model.layers.0.up_proj.lora_A.default.weight", {"layers.0.up_proj"})
         'layers.0.up_proj'
     """
-    path = parameter_name.removeprefix(PEFT_PREFIX)
-    while path:
+    path = parameter_name.removeprefix(PEFT_PREFIX).removesuffix("_bias")  # experts: `….experts.down_proj_bias`
+    while path and path not in module_paths:
         path = path.rpartition(".")[0]
-        if path in module_names:
-            return path
-    return None
+    return path or None
 
 
 def split_parameters(
@@ -50,28 +48,47 @@ def split_parameters(
         defense: One that needs a manifest needs both sets.
 
     Raises:
-        ArtifactError: If the manifest names modules that the model does not have.
+        ArtifactError: If the manifest names modules that the model does not have, or a part of a parameter only.
         ConfigError: If a set that the defense needs has no parameter.
     """
-    names = {module.name for module in modules}
+    paths = {module.path for module in modules}
     robust_modules = {module.name for module in manifest.modules} if manifest else set()
-    unknown = sorted(robust_modules - names)
-    if unknown:
-        raise ArtifactError(
-            f"the manifest names {len(unknown)} modules that the model does not have: {', '.join(unknown[:3])}"
-        )
+    _require_whole_parameters(modules, robust_modules)
+    robust_paths = {module.path for module in modules if module.name in robust_modules}
     robust, rest = [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        owner = owner_of(name, names)
-        if owner in robust_modules or (owner is None and settings.other_parameters == "robust"):
+        owner = owner_of(name, paths)
+        if owner in robust_paths or (owner is None and settings.other_parameters == "robust"):
             robust.append(name)
         elif owner is not None or settings.other_parameters == "rest":
             rest.append(name)
     sets = ParameterSets(tuple(robust), tuple(rest)) if manifest else ParameterSets((), tuple(robust + rest))
     _require_sets(sets, robust_modules, settings, defense)
     return sets
+
+
+def _require_whole_parameters(modules: Sequence[ProjectionModule], robust_modules: set[str]) -> None:
+    """Refuse modules that are not there, and those that share a parameter with others that are not to be robust."""
+    unknown = sorted(robust_modules - {module.name for module in modules})
+    if unknown:
+        raise ArtifactError(
+            f"the manifest names {len(unknown)} modules that the model does not have: {', '.join(unknown[:3])}"
+        )
+    split = {m.path for m in modules if m.name in robust_modules} & {
+        m.path for m in modules if m.name not in robust_modules
+    }
+    for path in sorted(split)[:1]:
+        inside, outside = (
+            [m.type for m in modules if m.path == path and (m.name in robust_modules) == among]
+            for among in (True, False)
+        )
+        raise ArtifactError(
+            f"the manifest names {' and '.join(inside)} of {path} but not {' and '.join(outside)}, which are in the "
+            f"same weight, and a part of a weight cannot be trained by itself (so for {len(split)} weights). Name all "
+            "of its parts or none; `securetune search` keeps them together."
+        )
 
 
 def _require_sets(sets: ParameterSets, robust_modules: set[str], settings: TrainingSettings, defense: Defense) -> None:

@@ -49,16 +49,15 @@ def measure_update(
         modules: Its projections, as they were mapped before adapters were added.
         robust_modules: Names of the modules in Mods_Rob.
     """
-    names = {module.name for module in modules}
     squares: dict[str, list[_Squares]] = defaultdict(list)
     if isinstance(model, PeftModel):
         changes = _adapter_changes(model, before, modules)
     else:
-        changes = _changes(model, before, names)
+        changes = _changes(model, before, modules)
     for owner, found in changes:
         squares[owner].append(found)
     inside = [one for owner in squares if owner in robust_modules for one in squares[owner]]
-    outside = [one for owner in squares if owner in names - robust_modules for one in squares[owner]]
+    outside = [one for owner in squares if owner and owner not in robust_modules for one in squares[owner]]
     relative = {module.name: _norm(squares[module.name]) for module in modules if module.name in squares}
     return WeightUpdate(
         inside=_norm(inside),
@@ -68,12 +67,19 @@ def measure_update(
     )
 
 
-def _changes(model: nn.Module, before: Snapshot, names: set[str]) -> Iterator[tuple[str, _Squares]]:
-    """Yield each parameter's owner ("" for none) and its squared norms."""
+def _changes(model: nn.Module, before: Snapshot, modules: Sequence[ProjectionModule]) -> Iterator[tuple[str, _Squares]]:
+    """Yield each module with the squared norms of its part of a parameter; "" for what belongs to none."""
+    by_path: dict[str, list[ProjectionModule]] = defaultdict(list)
+    for module in modules:
+        by_path[module.path].append(module)
     for name, parameter in model.named_parameters():
-        old = before[name]
-        new = parameter.detach().to("cpu")
-        yield owner_of(name, names) or "", _Squares(_square(new.double() - old.double()), _square(old))
+        old, new = before[name].double(), parameter.detach().to("cpu").double()
+        owners = by_path.get(owner_of(name, by_path) or "", [])
+        for module in owners:
+            own = module.part.of_weight if name == module.weight_name else module.part.of_output  # the latter: a bias
+            yield module.name, _Squares(_square(own(new) - own(old)), _square(own(old)))
+        if not owners:
+            yield "", _Squares(_square(new - old), _square(old))
 
 
 def _adapter_changes(
@@ -82,7 +88,7 @@ def _adapter_changes(
     """Yield each adapted module and the squared norms of the change of scale·B·A and of the base weight."""
     now = {name: parameter.detach().to("cpu") for name, parameter in model.named_parameters() if ".lora_" in name}
     for module in modules:
-        path = PEFT_PREFIX + module.name
+        path = PEFT_PREFIX + module.path
         down, up = f"{path}.lora_A.default.weight", f"{path}.lora_B.default.weight"
         if down not in now:
             continue
@@ -90,10 +96,9 @@ def _adapter_changes(
         assert isinstance(layer, LoraLayer)
         change = now[up].double() @ now[down].double() - before[up].double() @ before[down].double()
         scale = float(layer.scaling["default"])
-        yield (
-            module.name,
-            _Squares(scale**2 * _square(change), _square(model.get_parameter(f"{path}.base_layer.weight").detach())),
-        )
+        own = module.part.of_output(change.mT)
+        base = module.part.of_weight(model.get_parameter(f"{path}.base_layer.weight").detach())
+        yield module.name, _Squares(scale**2 * _square(own), _square(base))
 
 
 def _square(values: Float[Tensor, "*shape"]) -> float:
