@@ -1,11 +1,11 @@
 """What tuning one module alone really does to refusals, against what each robustness score says of it.
 
-    python benchmarks/ground_truth/module_damage.py [--seeds 0 1] [--robustness a.json b.json]
+    python benchmarks/ground_truth/module_damage.py [--seeds 0 1 2 3] [--robustness a.json b.json]
 
 Each projection of tiny world is tuned alone, everything else frozen, on the demo's data until the training loss is down
 at given values; there, how far the refusal margin on held-out harmful prompts has fallen and how many of them are no
 longer refused is the truth that a score of robustness should predict. Modules that do not get there within the steps
-are left out at that loss, and counted. Some eight minutes a seed on one core; a run that was stopped goes on.
+are left out at that loss, and counted. Some six minutes a seed on one core; a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def correlations(truth: dict[str, Any], report: RobustnessReport) -> list[dict[s
             }
             for score, sign in SCORES.items():
                 values = [getattr(modules[name], score) for name in falls]
-                if len(falls) > 2 and None not in values:
+                if len(falls) > 2 and None not in values and len(set(values)) > 1:  # else there is no correlation
                     spearman = stats.spearmanr([sign * value for value in values], list(falls.values())).statistic
                     rows.append(
                         {
