@@ -27,7 +27,8 @@ def test_the_closed_form_predicts_the_sampled_shift(report: RobustnessReport):
     """In order and in size, both where the first order must hold and at the calibrated noise."""
     small, large = report.closed_form_small_noise, report.closed_form_at_epsilon
     assert small.spearman >= 0.9
-    assert 0.95 <= small.median_ratio <= 1.1  # a perfect one shows about 1.02, see benchmarks/closed_form.py
+    # A perfect one shows about 1.02: the median of 16 draws is a little too small.
+    assert 0.95 <= small.median_ratio <= 1.1
     assert large.spearman >= 0.85
     assert 0.75 <= large.median_ratio <= 1.3
 
