@@ -5,9 +5,9 @@
 
 `docs/log.md` names the commands of the figures that it quotes. The methods, all for every module: the closed form,
 plain and with activation checkpointing; our sweep; the sweep with plain transformers (`naive`), with TransformerLens
-and with nnsight (see `robustness_analysis/sweeps_of_others.py`; `pip install 'securetune[benchmarks]'`); and, for its
-memory, a training step's forward and backward. One thread on a CPU, the same precision, batches and noise for all; the
-methods take turns. The fields of a row:
+and with nnsight (see `robustness_analysis/sweeps_of_others.py`; `pip install -c requirements.lock -e '.[benchmarks]'`
+installs the two); and, for its memory, a training step's forward and backward. One thread on a CPU, the same precision,
+batches and noise for all; the methods take turns. The fields of a row:
 
 - `seconds`: median; of the processor on a CPU, of the clock on a GPU. `forward_equivalents`: in plain forward passes
   over the same prompts. `naive_seconds_over_these`: how many times faster than the naive sweep.
@@ -38,11 +38,12 @@ from robustness_analysis.agreement import compare_with_sampling
 from robustness_analysis.cases import SIZES, Case, Shape, open_case
 from robustness_analysis.memory import peak_mib
 from robustness_analysis.methods import METHODS
-from robustness_analysis.stopwatch import Timing, Timings, time_methods
+from robustness_analysis.stopwatch import Timing, time_methods
 from transformers.utils import logging
 
 from securetune.artifacts import ClosedFormAgreement, environment
 
+PROMPTS = 32
 SCALING_BASE = {"layers": 8, "width": 256, "prompts": 32}
 SCALING_STEPS = {"layers": (4, 16), "width": (128, 512), "prompts": (16, 64)}
 SCALING_METHODS = ("closed-form", "sweep", "naive")
@@ -78,41 +79,50 @@ def measure(case: Case, plan: Plan) -> list[dict[str, Any]]:
     methods = [name for name in plan.methods if name not in missing]
     timings = time_methods(bench, methods, plan.seeds, plan.repeats, plan.sweep_repeats, plan.passes)
     agreement = compare_with_sampling(bench, methods, plan.sampled_prompts) if plan.sampled_prompts else {}
+    prompts = len(bench.prompts)
     del bench  # on a GPU the processes that measure memory need the room
     if case.device == "cuda":
         torch.cuda.empty_cache()
     peaks = {name: peak_mib(case, name) for name in methods} if plan.memory else {}
+    about = {"size": case.size, "prompts": prompts, "forward_seconds": timings.forward_seconds}
+    naive = timings.methods.get("naive", Timing(None))
     return [
-        _row(case, name, plan, timings, timings.methods[name], agreement.get(name), peaks.get(name)) for name in methods
+        {
+            **about,
+            "method": name,
+            "seeds": plan.seeds if METHODS[name].sweeps else None,
+            **_speed(timings.methods[name], naive, timings.forward_seconds),
+            "peak_mib": peaks.get(name),
+            **_agreement(agreement.get(name)),
+            **_difference(timings.methods[name], naive, METHODS[name].sweeps),
+            "note": timings.methods[name].note,
+        }
+        for name in methods
     ]
 
 
-def _row(
-    case: Case,
-    name: str,
-    plan: Plan,
-    timings: Timings,
-    timing: Timing,
-    agreement: ClosedFormAgreement | None,
-    peak: float | None,
-) -> dict[str, Any]:
-    naive = timings.methods.get("naive", Timing(None))
-    sweeps = METHODS[name].sweeps and timing.found is not None and naive.found is not None
+def _speed(timing: Timing, naive: Timing, forward_seconds: float) -> dict[str, float | None]:
+    seconds = timing.seconds
     return {
-        "size": case.size,
-        "method": name,
-        "prompts": case.prompts,
-        "seeds": plan.seeds if METHODS[name].sweeps else None,
-        "seconds": timing.seconds,
-        "forward_seconds": timings.forward_seconds,
-        "forward_equivalents": None if timing.seconds is None else timing.seconds / timings.forward_seconds,
-        "naive_seconds_over_these": None if None in (timing.seconds, naive.seconds) else naive.seconds / timing.seconds,  # type: ignore[operator]
-        "peak_mib": peak,
-        "spearman_vs_sampled": agreement.spearman if agreement else None,
-        "median_ratio": agreement.median_ratio if agreement else None,
-        "max_difference_from_naive": (timing.found - naive.found).abs().max().item() if sweeps else None,  # type: ignore[operator]
-        "typical_logit": naive.found.abs().median().item() if sweeps else None,  # type: ignore[union-attr]
-        "note": timing.note,
+        "seconds": seconds,
+        "forward_equivalents": None if seconds is None else seconds / forward_seconds,
+        "naive_seconds_over_these": None if seconds is None or naive.seconds is None else naive.seconds / seconds,
+    }
+
+
+def _agreement(found: ClosedFormAgreement | None) -> dict[str, float | None]:
+    return {
+        "spearman_vs_sampled": found.spearman if found else None,
+        "median_ratio": found.median_ratio if found else None,
+    }
+
+
+def _difference(timing: Timing, naive: Timing, sweeps: bool) -> dict[str, float | None]:
+    if not sweeps or timing.found is None or naive.found is None:
+        return {"max_difference_from_naive": None, "typical_logit": None}
+    return {
+        "max_difference_from_naive": (timing.found - naive.found).abs().max().item(),
+        "typical_logit": naive.found.abs().median().item(),
     }
 
 
@@ -138,17 +148,32 @@ def scaling_cases(device: str) -> list[Case]:
 
 def main() -> None:
     """Read the arguments, measure, print."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.scaling and (arguments.sizes or arguments.prompts is not None):
+        parser.error("--scaling has sizes and prompts of its own; leave out --sizes and --prompts")
     torch.set_num_threads(1)  # the same for all, and the processor's seconds are those of one core
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() and arguments.device != "cpu" else "cpu"
+    plan = _plan(arguments)
+    rows = []
+    for case in _cases(arguments, device):
+        print(f"measuring {case.size}, {case.prompts} prompts", file=sys.stderr)
+        rows += measure(case, plan)
+    result = {"rows": rows, "notes": _notes(plan), "environment": describe_environment(device)}
+    print(json.dumps(result, indent=2) if arguments.json else _table(result))
+
+
+def _cases(arguments: argparse.Namespace, device: str) -> list[Case]:
     if arguments.scaling:
-        cases = scaling_cases(device)
-    else:
-        sizes = arguments.sizes or [size for size in SIZES if device == "cuda" or size in ("tiny-world", "small")]
-        cases = [Case(size, SIZES[size], arguments.prompts, device=device) for size in sizes]
-    plan = Plan(
+        return scaling_cases(device)
+    sizes = arguments.sizes or [size for size in SIZES if device == "cuda" or size in ("tiny-world", "small")]
+    return [Case(size, SIZES[size], arguments.prompts or PROMPTS, device=device) for size in sizes]
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    return Plan(
         arguments.methods or (SCALING_METHODS if arguments.scaling else list(METHODS)),
         arguments.seeds,
         arguments.repeats,
@@ -156,18 +181,12 @@ def main() -> None:
         arguments.passes or None,
         0 if arguments.scaling else arguments.sampled_prompts,
     )
-    rows = []
-    for case in cases:
-        print(f"measuring {case.size}, {case.prompts} prompts", file=sys.stderr)
-        rows += measure(case, plan)
-    result = {"rows": rows, "notes": _notes(plan), "environment": describe_environment(device)}
-    print(json.dumps(result, indent=2) if arguments.json else _table(result))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="models; default: those that the device can hold")
-    parser.add_argument("--prompts", type=int, default=32, help="prompts; tiny world has 64 at most")
+    parser.add_argument("--prompts", type=int, help=f"prompts, {PROMPTS} by default; tiny world has 64 at most")
     parser.add_argument("--seeds", type=int, default=3, help="noise draws a module")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the median counts")
     parser.add_argument("--sweep-repeats", type=int, default=1, help="rounds in which the sweeps take part")
@@ -181,8 +200,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _notes(plan: Plan) -> list[str]:
-    missing = [name for name in plan.methods if not _installed(name)]
-    return [f"{', '.join(missing)}: not installed; pip install 'securetune[benchmarks]'"] if missing else []
+    missing = ", ".join(name for name in plan.methods if not _installed(name))
+    return [f"{missing}: not installed; pip install -c requirements.lock -e '.[benchmarks]'"] if missing else []
 
 
 def describe_environment(device: str) -> dict[str, str]:

@@ -47,12 +47,16 @@ def test_all_sweeps_agree(measure, dtype):
 
 @pytest.mark.parametrize("dtype", SHAPES)
 def test_closed_forms_agree_with_sampling(measure, dtype):
-    """Both closed forms order modules as 16 draws of small noise do, and give their size."""
+    """Both closed forms order modules as 16 draws of small noise do, and give their size.
+
+    In bfloat16 noise must be large to stand out of rounding, so that the second order shows in the ratio.
+    """
+    largest = {"float32": 1.1, "bfloat16": 1.4}[dtype]
     rows = [row for row in measure(SHAPES[dtype], sampled_prompts=4) if row["method"].startswith("closed-form")]
     assert len(rows) == 2
     for row in rows:
         assert 0.8 <= row["spearman_vs_sampled"] <= 1.0
-        assert 0.85 <= row["median_ratio"] <= 1.2
+        assert 0.9 <= row["median_ratio"] <= largest
 
 
 def test_a_part_stands_for_the_whole(measure):
