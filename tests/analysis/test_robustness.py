@@ -81,17 +81,19 @@ def test_a_noise_size_of_the_users_is_taken_as_it_is(tiny_chat_model: ChatModel,
     assert report.calibration[0]["mean_accuracy"] == pytest.approx(sum(m.accuracy for m in report.modules) / 14)
 
 
-def test_progress_counts_modules(tiny_chat_model: ChatModel, tiny_probes: ProbeSet):
-    """Each part ends with all modules done."""
+def test_progress_counts_layers_run(tiny_chat_model: ChatModel, tiny_probes: ProbeSet):
+    """Seven modules run both layers and seven the upper one; each part ends with all of that done."""
     calls: list[tuple[str, int, int]] = []
     analyze_robustness(tiny_chat_model, tiny_probes, SETTINGS, lambda *call: calls.append(call))
-    ends = [what for what, done, total in calls if done == total == 14]
+    ends = [what for what, done, total in calls if done == total == 7 * 2 + 7]
     assert list(dict.fromkeys(ends)) == [
-        "calibrating the perturbation",
-        "perturbing modules",
-        "checking the closed form",
-        "control: classifiers fitted anew",
+        "calibrating the perturbation (layers run)",
+        "perturbing modules (layers run)",
+        "checking the closed form (layers run)",
+        "control: classifiers fitted anew (layers run)",
     ]
+    sweep = [done for what, done, _ in calls if what == "perturbing modules (layers run)"]
+    assert sweep == [*range(0, 15, 2), *range(15, 22)]
 
 
 def test_calibration_takes_the_size_at_which_modules_differ_most(tiny_chat_model: ChatModel, tiny_probes: ProbeSet):

@@ -10,6 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from securetune.analysis.calibration import evenly_taken
+from securetune.analysis.module_pass import Execution
 from securetune.analysis.sweep import sweep_modules
 from securetune.artifacts import ClosedFormAgreement
 from securetune.config import AnalysisSettings
@@ -19,7 +20,6 @@ from securetune.features.closed_form import closed_form_shifts
 from securetune.features.hidden_states import last_token_states
 from securetune.features.readout import Readout
 from securetune.models import ChatModel
-from securetune.progress import ProgressCallback
 
 _SMALL_SHIFT = 0.01
 """Share of the typical logit by which the small noise moves it: there the second order is about 1 % of the first, and
@@ -66,7 +66,7 @@ def compare_at_small_noise(
     prompts: Sequence[Prompt],
     readout: Readout,
     settings: AnalysisSettings,
-    progress: ProgressCallback | None = None,
+    execution: Execution | None = None,
 ) -> ClosedFormAgreement:
     """Compare closed form and sampling where the first order must hold: a check of the formula itself.
 
@@ -75,7 +75,7 @@ def compare_at_small_noise(
         prompts: Harmful requests; 8 of them are used.
         readout: What shifts.
         settings: For seeds (at least 16 are taken) and batch size.
-        progress: Told how far it is.
+        execution: Progress, and where finished modules are kept.
 
     Raises:
         RunError: If the readout does not depend on most modules.
@@ -88,7 +88,7 @@ def compare_at_small_noise(
     epsilon = _epsilon_for_shift(slopes, intact, share)
     seeds = list(range(settings.seed, settings.seed + max(_SMALL_NOISE_SEEDS, settings.noise_seeds)))
     what = "checking the closed form"
-    found = sweep_modules(chat, sample, [readout], [epsilon], seeds, settings.batch_size, progress, what)
+    found = sweep_modules(chat, sample, [readout], [epsilon], seeds, settings.batch_size, what, execution=execution)
     sampled = root_mean_square_over_last(found.readouts[readout.name].shifts()[0].flatten(1))
     return compare_shifts(root_mean_square_over_last(epsilon * slopes), sampled, epsilon, len(seeds))
 

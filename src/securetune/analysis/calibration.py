@@ -10,13 +10,13 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from securetune.analysis.module_pass import Execution
 from securetune.analysis.sweep import sweep_modules
 from securetune.config import AnalysisSettings
 from securetune.data.prompts import Prompt
 from securetune.features.classifier import SafetyClassifier
 from securetune.features.perturbation import GaussianPerturbation, Perturbation
 from securetune.models import ChatModel
-from securetune.progress import ProgressCallback
 
 _SEEDS = 2
 _PROMPTS = 24
@@ -42,8 +42,8 @@ def calibrate_epsilon(
     prompts: Sequence[Prompt],
     classifier: SafetyClassifier,
     settings: AnalysisSettings,
-    progress: ProgressCallback | None = None,
     perturbation: Perturbation | None = None,
+    execution: Execution | None = None,
 ) -> Calibration:
     """Try a grid of sizes and take the one at which the modules' accuracies are spread the widest.
 
@@ -55,8 +55,8 @@ def calibrate_epsilon(
         prompts: Harmful requests.
         classifier: Fitted on the intact model.
         settings: For the seed and the batch size.
-        progress: Told how far it is.
         perturbation: None: Gaussian noise.
+        execution: Progress, and where finished modules are kept.
 
     Warns:
         UserWarning: If no size spreads the accuracies.
@@ -65,7 +65,7 @@ def calibrate_epsilon(
     seeds = list(range(settings.seed, settings.seed + _SEEDS))
     size, what = settings.batch_size, "calibrating the perturbation"
     kind = perturbation or GaussianPerturbation()
-    found = sweep_modules(chat, sample, [classifier], kind.grid, seeds, size, progress, what, kind)
+    found = sweep_modules(chat, sample, [classifier], kind.grid, seeds, size, what, kind, execution=execution)
     hits = found.readouts[classifier.name].hits()
     grid = [grid_point(epsilon, rows) for epsilon, rows in zip(kind.grid, hits, strict=True)]
     best = max(grid, key=lambda point: point["accuracy_spread"])

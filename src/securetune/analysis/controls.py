@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import sklearn
 import torch
 from jaxtyping import Float
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -18,6 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from torch import Tensor
 
+from securetune.analysis.module_pass import Execution, measure_modules
+from securetune.analysis.partial_results import Values, key_of
 from securetune.artifacts import AnalysisControl
 from securetune.data.prompts import ProbeSet, Prompt
 from securetune.features.classifier import fit_classifier
@@ -25,8 +28,7 @@ from securetune.features.hidden_states import last_token_states, make_batches
 from securetune.features.perturbation import Perturbation
 from securetune.features.probe import SecurityProbe, balanced_accuracy
 from securetune.features.replay import open_replay
-from securetune.models import ChatModel, map_modules
-from securetune.progress import ProgressCallback, silent
+from securetune.models import ChatModel, ProjectionModule, map_modules
 
 _SHUFFLES = 5
 _RETRAINED_SEEDS = 1
@@ -43,7 +45,7 @@ def retrained_accuracies(
     size: float,
     seeds: Sequence[int],
     batch_size: int,
-    progress: ProgressCallback | None = None,
+    execution: Execution | None = None,
 ) -> Float[Tensor, " module"]:
     """Perturb each module, fit a classifier to the perturbed features and score it on other prompts.
 
@@ -56,25 +58,35 @@ def retrained_accuracies(
         size: Its size.
         seeds: The first is used.
         batch_size: Prompts a forward pass.
-        progress: Told after each module.
+        execution: Progress, and where finished modules are kept.
     """
-    prompts = [prompt for part in probes[:4] for prompt in part]
-    ends = np.cumsum([len(part) for part in probes[:4]])
-    modules = map_modules(chat.model)
-    source = open_replay(chat.model, make_batches(chat.tokenizer, prompts, batch_size, chat.model.device))
-    result = torch.empty(len(modules), dtype=torch.float64)
-    report = progress or silent
-    for done, index in enumerate(sorted(range(len(modules)), key=lambda index: modules[index].layer), start=1):
-        source.advance_to(modules[index].layer)
+    batches = make_batches(chat.tokenizer, [p for part in probes[:4] for p in part], batch_size, chat.model.device)
+    modules, source = map_modules(chat.model), open_replay(chat.model, batches)
+    ends, draws = np.cumsum([len(part) for part in probes[:3]]).tolist(), perturbation.draws(seeds)[:_RETRAINED_SEEDS]
+    key = key_of(
+        model=chat.identity.weights_fingerprint,
+        dtype=str(chat.model.dtype),
+        device=chat.model.device.type,
+        batches=batches,
+        parts=ends,
+        perturbation=perturbation,
+        size=size,
+        draws=draws,
+        scikit_learn=sklearn.__version__,
+        intact=source.final_states(),
+    )
+
+    def measure(module: ProjectionModule) -> Values:
         found = []
-        for seed in perturbation.draws(seeds)[:_RETRAINED_SEEDS]:
-            with perturbation.applied(chat.model, [modules[index]], size, seed):
+        for seed in draws:
+            with perturbation.applied(chat.model, [module], size, seed):
                 states = source.final_states()
-            fit_harmful, fit_harmless, harmful, harmless = states.tensor_split(ends[:-1].tolist())
+            fit_harmful, fit_harmless, harmful, harmless = states.tensor_split(ends)
             found.append(balanced_accuracy(fit_classifier(fit_harmful, fit_harmless), harmful, harmless))
-        result[index] = sum(found) / len(found)
-        report("control: classifiers fitted anew", done, len(modules))
-    return result
+        return {"accuracy": torch.tensor(sum(found) / len(found), dtype=torch.float64)}
+
+    layers, what = max(module.layer for module in modules) + 1, "control: classifiers fitted anew"
+    return measure_modules(modules, layers, source, measure, what, key, execution or Execution())["accuracy"]
 
 
 def analysis_controls(

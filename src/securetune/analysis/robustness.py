@@ -7,11 +7,11 @@ drift through the layers, the intervals, the controls, and the closed form that 
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +21,16 @@ from torch import Tensor
 from securetune.analysis.agreement import compare_at_small_noise, compare_shifts, root_mean_square_over_last
 from securetune.analysis.calibration import Calibration, calibrate_epsilon, grid_point
 from securetune.analysis.controls import analysis_controls, retrained_accuracies
-from securetune.analysis.intervals import Interval, mean_interval, rate_interval
-from securetune.analysis.sweep import LayerDrift, SweepLogits, SweepResult, sweep_modules
-from securetune.artifacts import ModuleRobustness, RefusalOpenings, RobustnessReport, environment
+from securetune.analysis.module_pass import Execution
+from securetune.analysis.module_scores import ScoreColumns, module_entries
+from securetune.analysis.sweep import SweepResult, sweep_modules
+from securetune.artifacts import (
+    AnalysisControl,
+    ClosedFormAgreement,
+    RefusalOpenings,
+    RobustnessReport,
+    environment,
+)
 from securetune.config import AnalysisSettings
 from securetune.data.prompts import ProbeSet
 from securetune.errors import ConfigError
@@ -45,8 +52,8 @@ from securetune.features.readout import (
     openings_from_phrases,
     refusal_margin,
 )
-from securetune.models import ChatModel, ProjectionModule, map_modules
-from securetune.progress import ProgressCallback
+from securetune.models import ChatModel, map_modules
+from securetune.progress import ProgressCallback, silent
 
 
 def analyze_robustness(
@@ -55,6 +62,7 @@ def analyze_robustness(
     settings: AnalysisSettings,
     progress: ProgressCallback | None = None,
     perturbation: Perturbation | None = None,
+    partial_results: Path | None = None,
 ) -> RobustnessReport:
     """Measure how much each module disturbs the security features when it is perturbed.
 
@@ -64,6 +72,9 @@ def analyze_robustness(
         settings: Kind and size of the perturbation, seeds, controls, batch size.
         progress: Told how far it is.
         perturbation: Needed for `update`, whose fine-tuning runs are the caller's; otherwise made from the settings.
+        partial_results: Folder for what is finished; an analysis that was interrupted goes on from there and gives the
+            same numbers, bit for bit. Remove it with `remove_partial_results` once the report is safe. None: an
+            interruption loses everything.
 
     Raises:
         ConfigError: If `update` is asked for without its runs, one list of openings without the other, or a
@@ -83,15 +94,56 @@ def analyze_robustness(
         >>> min(report.modules, key=lambda module: module.accuracy).layer
         0
     """
-    seconds: dict[str, float] = {}
-    harmful, size = probes.score_harmful, settings.batch_size
-    seeds = list(range(settings.seed, settings.seed + settings.noise_seeds))
-    modules = map_modules(model.model)
     kind = perturbation or make_perturbation(model, probes, settings)
     if kind.name != settings.perturbation:
         raise ConfigError(
             f"analysis.perturbation is {settings.perturbation}, but the perturbation given is {kind.name}"
         )
+    found = _measure(model, probes, settings, kind, Execution(progress or silent, partial_results))
+    return RobustnessReport(
+        model=model.identity,
+        prompt_set_hash=probes.hash,
+        settings=_resolved(settings, found.calibration),
+        epsilon=found.calibration.epsilon,
+        calibration=found.calibration.grid or [grid_point(found.calibration.epsilon, found.hits[0])],
+        classifier=found.probe.figures,
+        closed_form_at_epsilon=_agreement_at_epsilon(found),
+        closed_form_small_noise=found.small_noise[0],
+        refusal_openings=_described(model, probes, found.openings, found.margin, found.sweep),
+        refusal_closed_form_small_noise=found.small_noise[1] if found.margin else None,
+        layer_accuracies=tuple(found.probe.layer_accuracies),
+        controls=tuple(found.controls),
+        modules=[*module_entries(map_modules(model.model), found.columns, found.sweep.drift, found.retrained)],
+        duration_seconds=found.seconds,
+        environment=environment(),
+    )
+
+
+class _Measured(NamedTuple):
+    """Everything that the report is made of."""
+
+    probe: SecurityProbe
+    openings: Openings | None
+    margin: RefusalMargin | None
+    calibration: Calibration
+    sweep: SweepResult
+    columns: list[ScoreColumns]
+    small_noise: list[ClosedFormAgreement]
+    retrained: Float[Tensor, " module"] | None
+    controls: list[AnalysisControl]
+    seconds: dict[str, float]
+
+    @property
+    def hits(self) -> Float[Tensor, "size module seed prompt"]:
+        """Whether the harmfulness classifier is still right."""
+        return self.sweep.readouts[self.probe.classifier.name].hits()
+
+
+def _measure(
+    model: ChatModel, probes: ProbeSet, settings: AnalysisSettings, kind: Perturbation, execution: Execution
+) -> _Measured:
+    seconds: dict[str, float] = {}
+    harmful, size, seeds = probes.score_harmful, settings.batch_size, _seeds(settings)
     with _timed(seconds, "classifier"):
         probe = fit_probe(model, probes, size)
         openings = _openings(model, probes, settings)
@@ -100,54 +152,38 @@ def analyze_robustness(
     with _timed(seconds, "closed_form"):
         slopes = [_slopes(model, probes, readout, kind, settings) for readout in readouts]
     with _timed(seconds, "calibration"):
-        calibration = _calibrate(model, probes, probe, kind, settings, progress)
-    epsilon = calibration.epsilon
+        calibration = _calibrate(model, probes, probe, kind, settings, execution)
+    epsilon, layers = calibration.epsilon, probe.layer_classifiers
     with _timed(seconds, "sweep"):
         sweep = sweep_modules(
-            model,
-            harmful,
-            readouts,
-            [epsilon],
-            seeds,
-            size,
-            progress,
-            perturbation=kind,
-            layer_classifiers=probe.layer_classifiers,
+            model, harmful, readouts, [epsilon], seeds, size, "perturbing modules", kind, layers, execution=execution
         )
-    with _timed(seconds, "small_noise"):
-        small = [compare_at_small_noise(model, harmful, readout, settings, progress) for readout in readouts]
     columns = [
-        _Columns.of(sweep.readouts[readout.name], None if slope is None else epsilon * slope)
+        ScoreColumns.of(sweep.readouts[readout.name], None if slope is None else epsilon * slope)
         for readout, slope in zip(readouts, slopes, strict=True)
     ]
-    retrained = None
-    controls = []
+    with _timed(seconds, "small_noise"):
+        small = [compare_at_small_noise(model, harmful, readout, settings, execution) for readout in readouts]
+    retrained, controls = None, []
     if settings.controls:
         with _timed(seconds, "controls"):
-            retrained = retrained_accuracies(model, probes, kind, epsilon, seeds, size, progress)
-            accuracies = sweep.readouts[probe.classifier.name].hits()[0].mean(dim=(1, 2))
+            retrained = retrained_accuracies(model, probes, kind, epsilon, seeds, size, execution)
+            accuracies = columns[0].hits.mean(dim=(1, 2))
             controls = analysis_controls(model, probes, probe, retrained, accuracies, settings.seed, size)
-    at_epsilon = None
-    if columns[0].closed_form is not None:
-        draws = sweep.readouts[probe.classifier.name].perturbed.shape[2]
-        at_epsilon = compare_shifts(columns[0].closed_form, columns[0].sampled, epsilon, draws)
-    return RobustnessReport(
-        model=model.identity,
-        prompt_set_hash=probes.hash,
-        settings=_resolved(settings, calibration),
-        epsilon=epsilon,
-        calibration=calibration.grid or [grid_point(epsilon, sweep.readouts[probe.classifier.name].hits()[0])],
-        classifier=probe.figures,
-        closed_form_at_epsilon=at_epsilon,
-        closed_form_small_noise=small[0],
-        refusal_openings=_described(model, probes, openings, margin, sweep),
-        refusal_closed_form_small_noise=small[1] if margin else None,
-        layer_accuracies=tuple(probe.layer_accuracies),
-        controls=tuple(controls),
-        modules=[*_entries(modules, columns, sweep.drift, retrained)],
-        duration_seconds=seconds,
-        environment=environment(),
-    )
+    return _Measured(probe, openings, margin, calibration, sweep, columns, small, retrained, controls, seconds)
+
+
+def _seeds(settings: AnalysisSettings) -> list[int]:
+    return list(range(settings.seed, settings.seed + settings.noise_seeds))
+
+
+def _agreement_at_epsilon(found: _Measured) -> ClosedFormAgreement | None:
+    """Compare closed form and sampling at the size of the sweep, if the perturbation has a closed form."""
+    features = found.columns[0]
+    if features.closed_form is None:
+        return None
+    draws = features.hits.shape[1]
+    return compare_shifts(features.closed_form, features.sampled, found.calibration.epsilon, draws)
 
 
 def make_perturbation(model: ChatModel, probes: ProbeSet, settings: AnalysisSettings) -> Perturbation:
@@ -209,12 +245,12 @@ def _calibrate(
     probe: SecurityProbe,
     kind: Perturbation,
     settings: AnalysisSettings,
-    progress: ProgressCallback | None,
+    execution: Execution,
 ) -> Calibration:
     """Take the user's size, or look for one."""
     if settings.epsilon != "calibrate":
         return Calibration(settings.epsilon, grid=[], discriminates=True)
-    return calibrate_epsilon(model, probes.score_harmful, probe.classifier, settings, progress, kind)
+    return calibrate_epsilon(model, probes.score_harmful, probe.classifier, settings, kind, execution)
 
 
 def _resolved(settings: AnalysisSettings, calibration: Calibration) -> dict[str, Any]:
@@ -240,77 +276,3 @@ def _described(
         compliance_mass=openings.compliance_mass,
         intact_margin=sweep.readouts[margin.name].intact.mean().item(),
     )
-
-
-class _Columns(NamedTuple):
-    """One readout's scores of all modules."""
-
-    hits: Float[Tensor, "module seed prompt"]
-    falls: Float[Tensor, "module seed prompt"]
-    sampled: Float[Tensor, " module"]
-    closed_form: Float[Tensor, " module"] | None
-
-    @classmethod
-    def of(cls, logits: SweepLogits, closed_form: Float[Tensor, "module prompt"] | None) -> _Columns:
-        shifts = logits.shifts()[0]
-        sampled = root_mean_square_over_last(shifts.flatten(1))
-        return cls(
-            logits.hits()[0],
-            -shifts,
-            sampled,
-            None if closed_form is None else root_mean_square_over_last(closed_form),
-        )
-
-    def fall(self, module: int) -> Interval:
-        return mean_interval(self.falls[module])
-
-    def share(self, module: int) -> Interval:
-        return rate_interval(self.hits[module])
-
-    def closed_form_of(self, module: int) -> float | None:
-        return None if self.closed_form is None else self.closed_form[module].item()
-
-
-def _entries(
-    modules: Sequence[ProjectionModule],
-    columns: Sequence[_Columns],
-    drift: LayerDrift | None,
-    retrained: Float[Tensor, " module"] | None,
-) -> Iterator[ModuleRobustness]:
-    features = columns[0]
-    for index, module in enumerate(modules):
-        accuracy, fall = features.share(index), features.fall(index)
-        yield ModuleRobustness(
-            name=module.name,
-            type=module.type,
-            layer=module.layer,
-            parameter_count=module.parameter_count,
-            accuracy=accuracy.mean,
-            accuracy_low=accuracy.low,
-            accuracy_high=accuracy.high,
-            margin_fall=fall.mean,
-            margin_fall_low=fall.low,
-            margin_fall_high=fall.high,
-            sampled_shift=features.sampled[index].item(),
-            closed_form_shift=features.closed_form_of(index),
-            **(_refusal_entries(columns[1], index) if len(columns) > 1 else {}),
-            drift=_numbers(drift.cosine[index]) if drift else (),
-            layer_accuracy=_numbers(drift.accuracy[index]) if drift else (),
-            retrained_accuracy=None if retrained is None else retrained[index].item(),
-        )
-
-
-def _refusal_entries(margin: _Columns, index: int) -> dict[str, float | None]:
-    fall = margin.fall(index)
-    return {
-        "refusal_margin_fall": fall.mean,
-        "refusal_margin_fall_low": fall.low,
-        "refusal_margin_fall_high": fall.high,
-        "refusal_share": margin.share(index).mean,
-        "refusal_sampled_shift": margin.sampled[index].item(),
-        "refusal_closed_form_shift": margin.closed_form_of(index),
-    }
-
-
-def _numbers(row: Float[Tensor, " layer"]) -> tuple[float | None, ...]:
-    return tuple(None if math.isnan(value) else value for value in row.tolist())

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from securetune.analysis.module_pass import Execution, measure_modules
+from securetune.analysis.partial_results import Values, key_of
 from securetune.data.prompts import Prompt
 from securetune.features.classifier import SafetyClassifier
 from securetune.features.hidden_states import make_batches
@@ -16,7 +18,6 @@ from securetune.features.perturbation import GaussianPerturbation, Perturbation
 from securetune.features.readout import Readout
 from securetune.features.replay import StateSource, open_replay
 from securetune.models import ChatModel, ProjectionModule, map_modules
-from securetune.progress import ProgressCallback, silent
 
 
 class SweepLogits(NamedTuple):
@@ -70,11 +71,11 @@ def sweep_modules(
     sizes: Sequence[float],
     seeds: Sequence[int],
     batch_size: int = 64,
-    progress: ProgressCallback | None = None,
     what: str = "perturbing modules",
     perturbation: Perturbation | None = None,
     layer_classifiers: Sequence[SafetyClassifier] = (),
     modules: Sequence[ProjectionModule] | None = None,
+    execution: Execution | None = None,
 ) -> SweepResult:
     """Perturb every module alone, at every size and with every seed.
 
@@ -87,63 +88,101 @@ def sweep_modules(
         sizes: Sizes of the perturbation.
         seeds: Its seeds; a perturbation may have a number of draws of its own.
         batch_size: Prompts a forward pass.
-        progress: Told after each module.
-        what: What to call this in `progress`.
+        what: What to call this in the progress.
         perturbation: None: Gaussian noise.
         layer_classifiers: One a layer, to follow the drift through the layers at the last size.
         modules: What to perturb; results come in this order. None: all projections, in the order of `map_modules`.
+        execution: Progress, and where finished modules are kept; None: silent, and nowhere.
     """
     kind = perturbation or GaussianPerturbation()
-    draws = kind.draws(seeds)
-    modules = map_modules(chat.model) if modules is None else modules
-    source = open_replay(chat.model, make_batches(chat.tokenizer, prompts, batch_size, chat.model.device))
-    drift = _DriftMeter(source, layer_classifiers, len(modules)) if layer_classifiers else None
-    intact = torch.stack([readout.logits(source.final_states()).double().cpu() for readout in readouts])
-    result = torch.empty(len(readouts), len(sizes), len(modules), len(draws), len(prompts), dtype=torch.float64)
-    report = progress or silent
-    for done, index in enumerate(_by_layer(modules), start=1):
-        source.advance_to(modules[index].layer)
-        for place, size in enumerate(sizes):
-            for draw, seed in enumerate(draws):
-                with kind.applied(chat.model, [modules[index]], size, seed):
-                    follow = drift is not None and place == len(sizes) - 1
-                    states = source.layer_states() if follow else source.final_states().unsqueeze(0)
-                if drift is not None and follow:
-                    drift.add(index, modules[index].layer, states)
-                for row, readout in enumerate(readouts):
-                    result[row, place, index, draw] = readout.logits(states[-1]).cpu()
-        report(what, done, len(modules))
-    named = {readout.name: SweepLogits(intact[row], result[row]) for row, readout in enumerate(readouts)}
-    return SweepResult(named, drift.mean() if drift else None)
+    every_module = map_modules(chat.model)
+    modules = every_module if modules is None else modules
+    batches = make_batches(chat.tokenizer, prompts, batch_size, chat.model.device)
+    variants = [(size, seed) for size in sizes for seed in kind.draws(seeds)]
+    sweep = _Sweep(chat, open_replay(chat.model, batches), kind, variants, sizes[-1], readouts, layer_classifiers)
+    key = key_of(
+        model=chat.identity.weights_fingerprint,
+        dtype=str(chat.model.dtype),
+        device=chat.model.device.type,
+        batches=batches,
+        perturbation=kind,
+        variants=variants,
+        readouts=readouts,
+        layer_classifiers=layer_classifiers,
+        intact=sweep.intact,
+    )
+    layers = max(module.layer for module in every_module) + 1
+    found = measure_modules(modules, layers, sweep.source, sweep.measure, what, key, execution or Execution())
+    shape = (len(modules), len(readouts), len(sizes), len(variants) // len(sizes), len(prompts))
+    # From what is kept of a module to what is kept of a readout; contiguous, because sums depend on the layout.
+    values = found["values"].reshape(shape).permute(1, 2, 0, 3, 4).contiguous()
+    return SweepResult(
+        {readout.name: SweepLogits(sweep.intact[row], values[row]) for row, readout in enumerate(readouts)},
+        LayerDrift(found["cosine"], found["accuracy"]) if layer_classifiers else None,
+    )
 
 
-class _DriftMeter:
-    """Sums the drift of each module's perturbation over its draws."""
+class _Sweep:
+    """What stays the same while module after module is perturbed.
 
-    def __init__(self, source: StateSource, classifiers: Sequence[SafetyClassifier], module_count: int) -> None:
-        self._intact = source.layer_states().float()
-        self._classifiers = classifiers
-        self._cosine = torch.full((module_count, len(classifiers)), torch.nan, dtype=torch.float64)
-        self._accuracy = self._cosine.clone()
-        self._draws = torch.zeros(module_count, 1)
+    Args:
+        chat: The model.
+        source: Gives its states.
+        kind: The perturbation.
+        variants: Sizes and seeds of it.
+        followed: The size at which the drift is followed.
+        readouts: What is read off.
+        classifiers: One a layer, or none for no drift.
+    """
 
-    def add(self, module: int, first: int, states: Float[Tensor, "layer prompt hidden"]) -> None:
-        """Add one draw; `first` is the module's layer and `states` those of the topmost layers, down to it or below."""
+    def __init__(
+        self,
+        chat: ChatModel,
+        source: StateSource,
+        kind: Perturbation,
+        variants: Sequence[tuple[float, int]],
+        followed: float,
+        readouts: Sequence[Readout],
+        classifiers: Sequence[SafetyClassifier],
+    ) -> None:
+        self.source = source
+        self._model, self._kind, self._variants, self._followed = chat.model, kind, variants, followed
+        self._readouts, self._classifiers = readouts, classifiers
+        self.intact = torch.stack([readout.logits(source.final_states()).double().cpu() for readout in readouts])
+        self._intact_layers = source.layer_states().float() if classifiers else None
+
+    def measure(self, module: ProjectionModule) -> Values:
+        """Return all readouts' `values`, and the drift as `cosine` and `accuracy` of each layer if it is followed."""
+        values = torch.empty(len(self._readouts), len(self._variants), self.intact.shape[1], dtype=torch.float64)
+        drifts = []
+        for place, (size, seed) in enumerate(self._variants):
+            follow = self._intact_layers is not None and size == self._followed
+            with self._kind.applied(self._model, [module], size, seed):
+                states = self.source.layer_states() if follow else self.source.final_states().unsqueeze(0)
+            if follow:
+                drifts.append(self._drift(module.layer, states))
+            for row, readout in enumerate(self._readouts):
+                values[row, place] = readout.logits(states[-1]).cpu()
+        if not drifts:
+            return {"values": values}
+        mean = sum(drifts[1:], start=drifts[0]) / len(drifts)
+        return {"values": values, "cosine": mean[0], "accuracy": mean[1]}
+
+    def _drift(self, first: int, states: Float[Tensor, "layer prompt hidden"]) -> Float[Tensor, "2 every_layer"]:
+        """Return one variant's cosines and accuracies, NaN below the perturbed layer `first`.
+
+        `states` are those of the topmost layers, down to `first` or below.
+        """
+        assert self._intact_layers is not None
         states = states[first - len(self._classifiers) :]
-        cosine = torch.nn.functional.cosine_similarity(states.float(), self._intact[first:], dim=-1).mean(dim=1)
-        hits = [
-            classifier.predict(layer).double().mean()
-            for classifier, layer in zip(self._classifiers[first:], states, strict=True)
-        ]
-        self._cosine[module, first:] = self._cosine[module, first:].nan_to_num() + cosine.double().cpu()
-        self._accuracy[module, first:] = self._accuracy[module, first:].nan_to_num() + torch.stack(hits).cpu()
-        self._draws[module] += 1
-
-    def mean(self) -> LayerDrift:
-        """Return the means over draws."""
-        return LayerDrift(self._cosine / self._draws, self._accuracy / self._draws)
-
-
-def _by_layer(modules: Sequence[ProjectionModule]) -> list[int]:
-    """Return the modules' indices in the order of their layers, as the replay needs them."""
-    return sorted(range(len(modules)), key=lambda index: modules[index].layer)
+        drift = torch.full((2, len(self._classifiers)), torch.nan, dtype=torch.float64)
+        drift[0, first:] = torch.nn.functional.cosine_similarity(
+            states.float(), self._intact_layers[first:], dim=-1
+        ).mean(dim=1)
+        drift[1, first:] = torch.stack(
+            [
+                classifier.predict(layer).double().mean()
+                for classifier, layer in zip(self._classifiers[first:], states, strict=True)
+            ]
+        )
+        return drift

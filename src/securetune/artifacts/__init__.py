@@ -18,6 +18,7 @@ from securetune.artifacts.files import (
     read_artifact,
     read_json,
     read_json_lines,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "sha256_files",
     "sha256_json",
     "sha256_text",
+    "write_bytes",
     "write_json",
     "write_text",
 ]

@@ -16,15 +16,20 @@ from securetune.errors import ArtifactError
 ArtifactType = TypeVar("ArtifactType", bound=Artifact)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` so that `path` either keeps its old content or holds all of the new one."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` either keeps its old content or holds all of the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(beside, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8 so that `path` either keeps its old content or holds all of the new one."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Artifact | dict[str, Any] | list[Any]) -> None:

@@ -91,6 +91,11 @@ class RunFolder:
         """Short fine-tuning runs, if modules are perturbed by their updates."""
         return self.path / "analysis" / "update"
 
+    @property
+    def partial_analysis(self) -> Path:
+        """What an analysis under way has finished."""
+        return self.path / "analysis" / "partial"
+
     def manifest(self, selection: str) -> Path:
         """Chosen modules: `searched`, or a control set of the same size, such as `sensitive`."""
         name = "robust" if selection == "searched" else selection

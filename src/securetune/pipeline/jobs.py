@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from securetune import models
-from securetune.analysis import analyze_robustness
+from securetune.analysis import analyze_robustness, remove_partial_results
 from securetune.artifacts import (
     RobustModules,
     RobustnessReport,
@@ -111,7 +111,10 @@ def analyze(config: RunConfig, folder: RunFolder, progress: ProgressCallback) ->
     probes = load_probes(config.probes, config.model.name)
     model = models.load(config.model)
     perturbation = _perturbation(config.analysis.perturbation, model, probes, config, folder, progress)
-    write_json(folder.robustness, analyze_robustness(model, probes, config.analysis, progress, perturbation))
+    partial = folder.partial_analysis
+    report = analyze_robustness(model, probes, config.analysis, progress, perturbation, partial)
+    write_json(folder.robustness, report)
+    remove_partial_results(partial)
 
 
 def _perturbation(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from securetune import models
-from securetune.analysis import analyze_robustness
+from securetune.analysis import analyze_robustness, remove_partial_results
 from securetune.artifacts import (
     Artifact,
     RobustModules,
@@ -40,6 +40,8 @@ ArtifactType = TypeVar("ArtifactType", bound=Artifact)
 def analyze_model(config: AnalyzeConfig, out: Path, progress: ProgressCallback) -> RobustnessReport:
     """Check, analyze, and write the report to `out`, with the heatmap beside it.
 
+    An analysis that was interrupted goes on where it stopped, and ends with the same numbers.
+
     Raises:
         InputError: If the model or the prompts cannot be used, or `out` holds something else.
     """
@@ -55,10 +57,17 @@ def analyze_model(config: AnalyzeConfig, out: Path, progress: ProgressCallback) 
     kind = open_perturbation(name, model, probes, config.analysis, config.training, config.data, folder, progress)
     if found is not None:
         return found
-    report = analyze_robustness(model, probes, config.analysis, progress, kind)
+    partial = partial_results_folder(out)
+    report = analyze_robustness(model, probes, config.analysis, progress, kind, partial)
     write_text(out.with_name("heatmap.svg"), heatmap_svg(report, chosen=()))
     write_json(out, report)
+    remove_partial_results(partial)
     return report
+
+
+def partial_results_folder(robustness: Path) -> Path:
+    """Return where an analysis under way keeps what is finished."""
+    return robustness.with_name(f"{robustness.stem}.partial")
 
 
 def update_folder(robustness: Path) -> Path:
