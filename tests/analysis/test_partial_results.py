@@ -91,7 +91,7 @@ def assert_equal_sweeps(found, expected) -> None:
 def test_an_analysis_interrupted_in_every_part_ends_with_the_same_report(
     tiny_model_dir: Path, tiny_probes: ProbeSet, tmp_path: Path
 ):
-    """Accuracies, margins, drift and controls are bit for bit those of an undisturbed one, and nothing is done twice."""
+    """Accuracies, margins, drift and controls are bit for bit those of an undisturbed one, with nothing done twice."""
 
     def analyze(progress: StopAt, folder: Path | None) -> RobustnessReport:
         report = analyze_robustness(

@@ -58,3 +58,22 @@ def test_a_terminal_gets_bars(monkeypatch, capsys):
     assert "analysis: complete after 12 s (2 of 3)" in shown
     assert "sweep" in shown
     assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_shows_the_time_left(monkeypatch):
+    """It follows from the speed since a thing began; what was finished before that counts for nothing."""
+    clock = [0.0]
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with RunDisplay() as display:
+        bars = display._bars
+        bars.get_time = lambda: clock[0]
+        display.run_began(0, 3)
+        display.stage_began("analysis")
+        (task,) = [task for task in bars.tasks if "analysis" in task.description]
+        for what, first in (("calibrating", 40), ("perturbing", 10)):
+            for done in range(first, first + 6):  # one piece every two minutes
+                display.stage_progressed("analysis", what, done, 100)
+                clock[0] += 120.0
+            assert task.time_remaining == 120 * (100 - (first + 5)), what
+        bars.refresh()
+    assert "2:50:00 left" in sys.stderr.getvalue()

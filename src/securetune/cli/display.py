@@ -43,7 +43,7 @@ class StageDisplay:
         if self._bars is not None:
             task = self._tasks.get(what)
             if task is None:
-                task = self._tasks[what] = self._bars.add_task(printable(what), total=total or None)
+                task = self._tasks[what] = self._bars.add_task(printable(what), total=total or None, completed=done)
             self._bars.update(task, completed=done, total=total or None)
         elif (what, done == total) not in self._told:  # one line when it begins, one when it is finished
             self._told |= {(what, False), (what, done == total)}
@@ -57,6 +57,7 @@ class RunDisplay(RunObserver):
         self._bars = _bars()
         self._began = time.monotonic()
         self._tasks: dict[str, TaskID] = {}
+        self._labels: dict[str, str] = {}
         self._all: TaskID | None = None
         self._complete = 0
         self._total = 0
@@ -78,7 +79,7 @@ class RunDisplay(RunObserver):
         if complete:
             self._say(f"{complete} of {total} stages are complete already")
         if self._bars is not None:
-            self._all = self._bars.add_task("all stages", completed=complete, total=total)
+            self._all = self._bars.add_task("all stages", completed=complete, total=total, alike=False)
 
     def stage_began(self, name: str) -> None:
         """Show a new bar; in a log nothing, since the line at the end says it all."""
@@ -88,8 +89,11 @@ class RunDisplay(RunObserver):
     def stage_progressed(self, name: str, what: str, done: int, total: int) -> None:
         """Move the stage's bar."""
         if self._bars is not None:
-            label = f"{name}: {printable(what)}"
-            self._bars.update(self._tasks[name], description=label, completed=done, total=total or None)
+            task, label = self._tasks[name], f"{name}: {printable(what)}"
+            if self._labels.get(name) != label:  # the speed of one thing says nothing of the next one's
+                self._labels[name] = label
+                self._bars.reset(task, description=label, completed=done, total=total or None)
+            self._bars.update(task, completed=done, total=total or None)
 
     def stage_ended(self, name: str, seconds: float, error: str | None) -> None:
         """Say how a stage ended, and take its bar away."""
@@ -112,11 +116,31 @@ class RunDisplay(RunObserver):
             print(line, file=sys.stderr, flush=True)
 
 
+_SPEED_SECONDS = 600.0
+"""How far back the speed is averaged for the time left. rich's own 30 s hold no two pieces where one takes longer."""
+
+
 def _bars() -> Progress | None:
     if not sys.stderr.isatty():
         return None
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    class TimeLeftColumn(TimeLeft):
+        """Time left, where the pieces are alike; a whole run's stages are not."""
+
+        def render(self, task: Task) -> Text:
+            left = super().render(task) if task.fields.get("alike", True) else Text()
+            return left.append(" left") if left else left
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeLeftColumn(),
+    )
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, speed_estimate_period=_SPEED_SECONDS)
