@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from securetune.features.classifier import SafetyClassifier
 from securetune.features.hidden_states import make_batches
 from securetune.features.perturbation import GaussianPerturbation, Perturbation
 from securetune.features.readout import Readout
-from securetune.features.replay import StateSource, open_replay
+from securetune.features.replay import LayerReplay, StateSource, open_replay
 from securetune.models import ChatModel, ProjectionModule, map_modules
 
 
@@ -110,6 +111,7 @@ def sweep_modules(
         readouts=readouts,
         layer_classifiers=layer_classifiers,
         intact=sweep.intact,
+        stacked_tokens=LayerReplay.stacked_tokens,
     )
     layers = max(module.layer for module in every_module) + 1
     found = measure_modules(modules, layers, sweep.source, sweep.measure, what, key, execution or Execution())
@@ -155,11 +157,10 @@ class _Sweep:
         """Return all readouts' `values`, and the drift as `cosine` and `accuracy` of each layer if it is followed."""
         values = torch.empty(len(self._readouts), len(self._variants), self.intact.shape[1], dtype=torch.float64)
         drifts = []
-        for place, (size, seed) in enumerate(self._variants):
-            follow = self._intact_layers is not None and size == self._followed
-            with self._kind.applied(self._model, [module], size, seed):
-                states = self.source.layer_states() if follow else self.source.final_states().unsqueeze(0)
-            if follow:
+        applied = [partial(self._kind.applied, self._model, [module], size, seed) for size, seed in self._variants]
+        found = self.source.states_of_variants(applied, keep_layers=self._intact_layers is not None)
+        for place, states in enumerate(found):
+            if self._intact_layers is not None and self._variants[place][0] == self._followed:
                 drifts.append(self._drift(module.layer, states))
             for row, readout in enumerate(self._readouts):
                 values[row, place] = readout.logits(states[-1]).cpu()
