@@ -1,13 +1,13 @@
 """Going through the modules of a model, layer by layer, and measuring something of each.
 
 All passes of the analysis (calibration, sweep, small noise, classifiers fitted anew) go through here, so that each of
-them tells its progress and goes on after an interruption.
+them tells its progress, goes on after an interruption, and is shared among processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from securetune.analysis.partial_results import PartialResults, Values
 from securetune.features.replay import StateSource
 from securetune.models import ProjectionModule
+from securetune.processes import Processes
 from securetune.progress import ProgressCallback, silent
 
 
@@ -30,10 +31,13 @@ class Execution:
             the pieces.
         partial_results: Folder for what is finished, from which a pass that was interrupted goes on; None keeps
             nothing. `remove_partial_results` removes it once the results are safe.
+        processes: Each measures its share of the modules on its own copy of the model, and all get the results. With
+            as many threads in each as one process alone has, these are the same bit for bit.
     """
 
     progress: ProgressCallback = silent
     partial_results: Path | None = None
+    processes: Processes = field(default_factory=Processes)
 
 
 def measure_modules(
@@ -59,15 +63,20 @@ def measure_modules(
     Returns:
         Name of the value → the values of all modules, in the order given.
     """
-    cost = {module.name: layer_count - module.layer for module in modules}
-    with PartialResults(execution.partial_results, key) as results:
-        missing = [module for module in modules if module.name not in results]
+    ordered = sorted(modules, key=lambda module: module.layer)
+    # Shares depend on nothing that the processes may see differently, such as what is in the files by now.
+    share = execution.processes.share(ordered)
+    cost = {module.name: layer_count - module.layer for module in share}
+    with PartialResults(execution.partial_results, key, execution.processes.rank) as results:
+        missing = [module for module in share if module.name not in results]
         done = sum(cost.values()) - sum(cost[module.name] for module in missing)
         execution.progress(f"{what} (layers run)", done, sum(cost.values()))
-        for module in sorted(missing, key=lambda module: module.layer):
+        for module in missing:
             source.advance_to(module.layer)
             results.add(module.name, measure(module))
             done += cost[module.name]
             execution.progress(f"{what} (layers run)", done, sum(cost.values()))
-        rows = [results[module.name] for module in modules]
+        own = {module.name: results[module.name] for module in share}
+    found = {name: values for part in execution.processes.gather(own) for name, values in part.items()}
+    rows = [found[module.name] for module in modules]
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

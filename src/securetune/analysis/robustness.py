@@ -53,6 +53,7 @@ from securetune.features.readout import (
     refusal_margin,
 )
 from securetune.models import ChatModel, map_modules
+from securetune.processes import Processes
 from securetune.progress import ProgressCallback, silent
 
 
@@ -63,6 +64,7 @@ def analyze_robustness(
     progress: ProgressCallback | None = None,
     perturbation: Perturbation | None = None,
     partial_results: Path | None = None,
+    processes: Processes | None = None,
 ) -> RobustnessReport:
     """Measure how much each module disturbs the security features when it is perturbed.
 
@@ -75,6 +77,8 @@ def analyze_robustness(
         partial_results: Folder for what is finished; an analysis that was interrupted goes on from there and gives the
             same numbers, bit for bit. Remove it with `remove_partial_results` once the report is safe. None: an
             interruption loses everything.
+        processes: Of `launched_processes`: each calls this with its own copy of the model, measures its share of the
+            modules, and gets the whole report. None: this process alone.
 
     Raises:
         ConfigError: If `update` is asked for without its runs, one list of openings without the other, or a
@@ -99,7 +103,8 @@ def analyze_robustness(
         raise ConfigError(
             f"analysis.perturbation is {settings.perturbation}, but the perturbation given is {kind.name}"
         )
-    found = _measure(model, probes, settings, kind, Execution(progress or silent, partial_results))
+    execution = Execution(progress or silent, partial_results, processes or Processes())
+    found = _measure(model, probes, settings, kind, execution)
     return RobustnessReport(
         model=model.identity,
         prompt_set_hash=probes.hash,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ from securetune.cli.display import StageDisplay
 from securetune.cli.errors import reports_errors
 from securetune.cli.options import Harmful, Harmless, Json, Set
 from securetune.cli.output import only_results_on_stdout, print_json
+from securetune.processes import launched_processes
+from securetune.progress import silent
 
 if TYPE_CHECKING:
     from securetune.artifacts import ModuleRobustness, RobustnessReport
@@ -42,11 +45,13 @@ def analyze(
         flags["data"] = data
     content = merge(parse_overrides(set_ or []), flags)
     config = validate(AnalyzeConfig, content)
-    with only_results_on_stdout():
+    with only_results_on_stdout(), launched_processes() as processes:
         from securetune.pipeline.single_stages import analyze_model
 
-        with StageDisplay() as progress:
-            report = analyze_model(config, out, progress)
+        with StageDisplay() if processes.is_main else nullcontext(silent) as progress:
+            report = analyze_model(config, out, progress, processes)
+    if not processes.is_main:
+        return
     if json_:
         print_json(report.model_dump(mode="json"))
     else:

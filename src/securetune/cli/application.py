@@ -19,6 +19,7 @@ from securetune.cli.run import run
 from securetune.cli.search import search
 from securetune.cli.tiny_world import tiny_world
 from securetune.cli.train import train
+from securetune.processes import is_launched_main
 
 app = typer.Typer(
     name="securetune",
@@ -56,4 +57,5 @@ def main() -> None:
 
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    if is_launched_main():
+        print(f"warning: {message}", file=sys.stderr)

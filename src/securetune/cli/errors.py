@@ -12,6 +12,7 @@ import typer
 
 from securetune.cli.output import printable
 from securetune.errors import SecuretuneError
+from securetune.processes import is_launched_main
 
 Parameters = ParamSpec("Parameters")
 
@@ -20,14 +21,17 @@ INTERRUPTED = 130
 
 
 def reports_errors(command: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """Turn errors made on purpose into sentences on stderr; any other is a bug and keeps its traceback."""
+    """Turn errors made on purpose into sentences on stderr; any other is a bug and keeps its traceback.
+
+    Of several processes that were started together, the main one speaks for all.
+    """
 
     @functools.wraps(command)
     def guarded(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
         try:
             command(*args, **kwargs)
         except SecuretuneError as error:
-            for sentence in str(error).splitlines():
+            for sentence in str(error).splitlines() if is_launched_main() else ():
                 print(f"error: {printable(sentence)}", file=sys.stderr)
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from securetune import models
 from securetune.analysis import analyze_robustness, remove_partial_results
 from securetune.artifacts import (
@@ -21,7 +23,7 @@ from securetune.artifacts import (
     write_json,
     write_text,
 )
-from securetune.config import AnalysisSettings, AnalyzeConfig, EvaluateConfig, SearchConfig, TrainConfig
+from securetune.config import AnalysisSettings, AnalyzeConfig, EvaluateConfig, ModelSettings, SearchConfig, TrainConfig
 from securetune.data.conversations import read_conversations
 from securetune.data.prompts import ProbeSet, load_probes
 from securetune.errors import ArtifactError, ConfigError, InputError, ProblemList
@@ -29,6 +31,7 @@ from securetune.evaluation import check_evaluation, evaluate
 from securetune.features import Perturbation
 from securetune.pipeline.jobs import count_decided, write_trace
 from securetune.pipeline.perturbing import open_perturbation
+from securetune.processes import Processes, local_rank
 from securetune.progress import ProgressCallback
 from securetune.reporting import heatmap_svg
 from securetune.search import search_robust_modules, study_search
@@ -37,32 +40,63 @@ from securetune.training import train
 ArtifactType = TypeVar("ArtifactType", bound=Artifact)
 
 
-def analyze_model(config: AnalyzeConfig, out: Path, progress: ProgressCallback) -> RobustnessReport:
+def analyze_model(
+    config: AnalyzeConfig, out: Path, progress: ProgressCallback, processes: Processes | None = None
+) -> RobustnessReport:
     """Check, analyze, and write the report to `out`, with the heatmap beside it.
 
     An analysis that was interrupted goes on where it stopped, and ends with the same numbers.
 
+    Args:
+        config: Model, prompts and settings.
+        out: The report.
+        progress: Told how far this process is.
+        processes: Share the modules; the main one writes. If one fails, all do. None: this process alone.
+
     Raises:
         InputError: If the model or the prompts cannot be used, or `out` holds something else.
+        OtherProcessError: If another process failed.
     """
+    processes = processes or Processes()
+    with processes.failing_together():
+        report, is_new = _find_or_analyze(config, out, progress, processes)
+    if is_new and processes.is_main:
+        write_text(out.with_name("heatmap.svg"), heatmap_svg(report, chosen=()))
+        write_json(out, report)
+        remove_partial_results(partial_results_folder(out))
+    return report
+
+
+def _find_or_analyze(
+    config: AnalyzeConfig, out: Path, progress: ProgressCallback, processes: Processes
+) -> tuple[RobustnessReport, bool]:
+    """Return the report, and whether it was made here or found in `out`."""
+    name, folder = config.analysis.perturbation, update_folder(out)
+    if processes.count > 1 and name == "update":
+        raise ConfigError(
+            f"analysis.perturbation: update fine-tunes first, in one process; got {processes.count} processes. "
+            "Start it without torchrun."
+        )
     probes, found = _check_probed_stage(config, out, RobustnessReport)
-    model = models.load(config.model)
+    model = models.load(_on_own_device(config.model, processes))
     if found is not None:
         _require_same(_has_analysis_settings(found, config) and found.prompt_set_hash == probes.hash, out)
         models.check_same_model(found.model, model.identity, str(out))
-    name, folder = config.analysis.perturbation, update_folder(out)
     if found is not None and name != "update":
-        return found
+        return found, False
     # For an update this also checks that the runs behind a result that is there were made with this data.
     kind = open_perturbation(name, model, probes, config.analysis, config.training, config.data, folder, progress)
     if found is not None:
-        return found
+        return found, False
     partial = partial_results_folder(out)
-    report = analyze_robustness(model, probes, config.analysis, progress, kind, partial)
-    write_text(out.with_name("heatmap.svg"), heatmap_svg(report, chosen=()))
-    write_json(out, report)
-    remove_partial_results(partial)
-    return report
+    return analyze_robustness(model, probes, config.analysis, progress, kind, partial, processes), True
+
+
+def _on_own_device(model: ModelSettings, processes: Processes) -> ModelSettings:
+    """Give each of several processes on a machine a GPU of its own, if there are that many."""
+    if processes.count == 1 or model.device != "auto" or local_rank() >= torch.cuda.device_count():
+        return model
+    return model.model_copy(update={"device": f"cuda:{local_rank()}"})
 
 
 def partial_results_folder(robustness: Path) -> Path:
