@@ -43,7 +43,7 @@ def test_stacked_variants_have_the_states_of_whole_passes(architecture: str, nam
     model = make_architecture(*SUPPORTED[architecture], len(make_tiny_tokenizer()))
     batches, modules = batches_of(model), map_modules(model)
     replay, whole = LayerReplay(model, batches), FullPass(model, batches)
-    replay.stacked_tokens = 4 * max(batch.input_ids.numel() for batch in batches)
+    replay.stacked_tokens = 4 * sum(batch.input_ids.numel() for batch in batches)
     kind = perturbation(name, model, batches)
     for module in modules[2::6]:
         replay.advance_to(module.layer)
@@ -67,7 +67,7 @@ def test_several_variants_run_as_one_batch():
     assert rows == [44, 22]
 
 
-@pytest.mark.parametrize("stacked_tokens", [0, 60])
+@pytest.mark.parametrize("stacked_tokens", [0, 100])
 def test_large_batches_are_not_stacked(stacked_tokens: int):
     """Where two variants exceed the limit, each runs alone, with exactly the same numbers as without stacking."""
     model = make_tiny_network(len(make_tiny_tokenizer()), layers=3)

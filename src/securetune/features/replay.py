@@ -92,10 +92,11 @@ class LayerReplay:
         ModelError: If `map_modules` does not know its projections.
 
     Attributes:
-        stacked_tokens: Most tokens, padding included, that `states_of_variants` runs as one batch; 0 stacks nothing.
-            1024: on a CPU (one core) it saves 16 % of the sweep with batches of 120 tokens and 4 % with 240 on tiny
-            world, 6 % with 120 tokens at 12 layers of width 512. From some hundred tokens on a batch fills the core
-            already: 100 prompts at width 512 in stacks of 8192 tokens take 24 % longer. Not measured on a GPU.
+        stacked_tokens: Most tokens, padding included and over all prompts, that `states_of_variants` holds for several
+            variants at once, which bounds its memory; 0 stacks nothing. 1024: on a CPU (one core) it saves 16 % of the
+            sweep with 120 tokens and 4 % with 240 on tiny world, 6 % with 120 tokens at 12 layers of width 512. From
+            some hundred tokens on a batch fills the core already: 100 prompts at width 512 in stacks of 8192 tokens
+            take 24 % longer. Not measured on a GPU.
     """
 
     stacked_tokens = 1024
@@ -145,7 +146,7 @@ class LayerReplay:
             yield from self._run_stacked(variants[start : start + together], keep_layers)
 
     def _variants_together(self) -> int:
-        tokens = max(batch.input_ids.numel() for batch in self._batches)
+        tokens = sum(batch.input_ids.numel() for batch in self._batches)
         return max(1, self.stacked_tokens // tokens)
 
     def _stacking_agrees(self) -> bool:
