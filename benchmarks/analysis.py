@@ -1,6 +1,6 @@
 """Time and memory of the robustness analysis against what one would write instead, on the same prompts, in one run.
 
-    python benchmarks/analysis.py [--sizes tiny-world small] [--prompts 32] [--seeds 3] [--json]
+    python benchmarks/analysis.py [--sizes tiny-world small] [--prompts 24] [--seeds 3] [--json]
     python benchmarks/analysis.py --scaling                          # over layers, width and prompts
 
 `docs/log.md` names the commands of the figures that it quotes. The methods, all for every module: the closed form,
@@ -43,7 +43,7 @@ from transformers.utils import logging
 
 from securetune.artifacts import ClosedFormAgreement, environment
 
-PROMPTS = 32
+PROMPTS = 24
 SCALING_BASE = {"layers": 8, "width": 256, "prompts": 32}
 SCALING_STEPS = {"layers": (4, 16), "width": (128, 512), "prompts": (16, 64)}
 SCALING_METHODS = ("closed-form", "sweep", "naive")

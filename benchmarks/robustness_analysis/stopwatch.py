@@ -124,6 +124,7 @@ def _part_of(modules: Sequence[ProjectionModule], seeds: list[int], bench: Bench
 
 def _prepare(bench: Bench, methods: Sequence[str]) -> tuple[dict[str, Run], dict[str, str]]:
     """Make every method ready and try it, on a copy of the model if it may change the model."""
+    modules = map_modules(bench.chat.model)
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
     for name in methods:
@@ -132,7 +133,7 @@ def _prepare(bench: Bench, methods: Sequence[str]) -> tuple[dict[str, Run], dict
             own = bench._replace(chat=dataclasses.replace(bench.chat, model=copy.deepcopy(bench.chat.model)))
         try:
             run = METHODS[name].prepare(own)
-            run(Work(map_modules(bench.chat.model)[:1], [0], bench.prompts[:2]))  # warms up
+            run(Work([modules[0], modules[-1]], [0], bench.prompts[:2]))  # warms up, also what starts at a layer
         except Exception as error:  # other people's libraries: whatever they raise, the row says it
             if METHODS[name].package is None:
                 raise
