@@ -108,7 +108,8 @@ class _Watch:
             return Timing(median, self._found)
         fixed = statistics.median(self._fixed_seconds)
         note = f"inferred from {self._done} of {self._perturbations} perturbations and from what is done once"
-        return Timing(fixed + (median - fixed) * self._perturbations / self._done, self._found, note)
+        part = max(0.0, median - fixed)  # on a model of no size the clock's noise is larger than the part
+        return Timing(fixed + part * self._perturbations / self._done, self._found, note)
 
 
 def _part_of(modules: Sequence[ProjectionModule], seeds: list[int], bench: Bench, passes: int | None) -> Work:
