@@ -54,6 +54,7 @@ def draw_panel(axes: Axes, rows: list[Row], lines: list[tuple[str, str]], loss: 
             axes.plot([mean(values)], [-place], "|", color="black", markersize=11, markeredgewidth=1.6)
     axes.axvline(0, color="0.6", linewidth=0.8)
     axes.set_xlim(-0.6, 1.0)
+    axes.set_xticks([-0.5, 0, 0.5, 1])
     axes.set_title(f"loss {loss:g}", fontsize=9)
     axes.grid(axis="x", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -4,6 +4,7 @@ from search_cases import make_report
 from securetune.artifacts import RobustnessReport
 from securetune.errors import ArtifactError
 from securetune.search import rank_modules
+from securetune.search.ranking import default_order
 
 NAMES = [f"{layer}.V" for layer in range(4)]
 # Each score puts the modules in another order; the smaller (for accuracy, the larger) the more robust.
@@ -69,3 +70,14 @@ def test_a_lacking_score_does_not_disturb_the_other_orders():
     for order_by in ("accuracy", "margin", "refusal-margin"):
         ranked = rank_modules(report.model_copy(update={"modules": without}), order_by)
         assert [module.layer for module in ranked] == SCORES[order_by][2]
+
+
+def test_the_default_score_is_the_one_that_foresaw_the_harm():
+    """After an analysis by real updates the refusal margin, where it is defined; after any other the paper's score."""
+    report = _report()
+    by_updates = report.model_copy(update={"settings": {"perturbation": "update"}})
+    without = [m.model_copy(update={"refusal_margin_fall": None}) for m in report.modules]
+    assert default_order(report) == "accuracy"
+    assert default_order(by_updates) == "refusal-margin"
+    assert default_order(by_updates.model_copy(update={"modules": without})) == "accuracy"
+    assert rank_modules(by_updates) == rank_modules(by_updates, "refusal-margin") != rank_modules(report)

@@ -42,7 +42,7 @@ def control_set(
     check_same_model(report.model, manifest.model, "the analysis")
     if report.prompt_set_hash != manifest.prompt_set_hash:
         raise ArtifactError("the analysis and the manifest were made with different probe prompts. Search again.")
-    ranked = rank_modules(report, manifest.settings.get("order_by", "accuracy"))
+    ranked = rank_modules(report, manifest.settings.get("order_by"))
     names = _nearest_share(report, _order(kind, ranked, seed), manifest.parameter_fraction)
     extra = {"control_seed": seed} if kind == "random" else {}
     return RobustModules(

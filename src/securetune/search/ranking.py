@@ -12,7 +12,14 @@ from securetune.errors import ArtifactError
 _SENSITIVE_TYPES = ("Q", "K")
 
 
-def rank_modules(report: RobustnessReport, order_by: OrderBy = "accuracy") -> list[ModuleRobustness]:
+def default_order(report: RobustnessReport) -> OrderBy:
+    """Return the score that orders candidates if none is asked for; `SearchSettings.order_by` says why."""
+    by_updates = report.settings.get("perturbation") == "update"
+    has_margin = all(module.refusal_margin_fall is not None for module in report.modules)
+    return "refusal-margin" if by_updates and has_margin else "accuracy"
+
+
+def rank_modules(report: RobustnessReport, order_by: OrderBy | None = None) -> list[ModuleRobustness]:
     """Order modules from the most to the least robust.
 
     What ties goes by the paper's patterns: deeper layers first, Q and K last.
@@ -21,11 +28,13 @@ def rank_modules(report: RobustnessReport, order_by: OrderBy = "accuracy") -> li
         report: The analysis.
         order_by: `accuracy` under perturbation, the paper's score, then how little the margin falls; `margin`: the fall
             of the classifier's logit alone; `closed-form`: how little that logit shifts to first order;
-            `refusal-margin` and `refusal-closed-form`: the same two for the refusal margin.
+            `refusal-margin` and `refusal-closed-form`: the same two for the refusal margin. None: what `default_order`
+            says.
 
     Raises:
         ArtifactError: If the analysis has no such score.
     """
+    order_by = order_by or default_order(report)
     lacking = [module.name for module in report.modules if None in _score(module, order_by)]
     if lacking:
         raise ArtifactError(

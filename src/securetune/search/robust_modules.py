@@ -19,7 +19,14 @@ from securetune.features.probe import fit_probe
 from securetune.models import ChatModel, check_same_model
 from securetune.search.joint_noise import JointNoise, choose_joint_epsilon
 from securetune.search.joint_test import JointTest
-from securetune.search.ranking import Unit, make_units, parameter_fraction, rank_modules, selected_modules
+from securetune.search.ranking import (
+    Unit,
+    default_order,
+    make_units,
+    parameter_fraction,
+    rank_modules,
+    selected_modules,
+)
 
 TraceStep = dict[str, Any]
 
@@ -67,6 +74,7 @@ def search_robust_modules(
         RunError: If not one module passes.
     """
     check_report(report, model, probes)
+    settings = settings.model_copy(update={"order_by": settings.order_by or default_order(report)})
     ranked = rank_modules(report, settings.order_by)
     probe = fit_probe(model, probes, settings.batch_size)
     test = JointTest(model, probes.score_harmful, probe.classifier, settings, perturbation)
