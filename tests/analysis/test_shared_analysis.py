@@ -16,12 +16,19 @@ from securetune.processes import Processes, launched_processes
 TESTS = Path(__file__).parents[1]
 
 
-def launch(*arguments: object, count: int = 2) -> subprocess.CompletedProcess[str]:
-    """Start the processes; `torchrun` chooses a free port."""
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = (
+    # Without --multi_gpu it starts one process, without a word. No GPU is needed: what is exchanged goes over gloo.
+    *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--rdzv_backend", "c10d", "--main_process_port", "0"),
+)
+
+
+def launch(*arguments: object, launcher: tuple[str, ...] = TORCHRUN) -> subprocess.CompletedProcess[str]:
+    """Start two processes; the launcher chooses a free port."""
     paths = [str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        + [str(argument) for argument in arguments],
+        [sys.executable, "-m", *launcher, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -49,6 +56,16 @@ def test_two_processes_get_the_numbers_of_one(tiny_model_dir: Path, tmp_path: Pa
         shared = {*parts[0]["modules"], *parts[1]["modules"]}
         assert shared == (set(names) if measured else set())
     assert len(list((tmp_path / "partial").iterdir())) == 2
+
+
+def test_accelerate_launches_the_processes_as_well(tiny_model_dir: Path, tmp_path: Path):
+    """Two of them, not one as its launcher makes of `--cpu`; with the same numbers."""
+    done = launch(TESTS / "analysis" / "shared_sweep.py", tiny_model_dir, tmp_path, launcher=ACCELERATE)
+    assert done.returncode == 0, done.stderr
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    alone = sweep(str(tiny_model_dir), Execution())
+    assert [part["count"] for part in parts] == [2, 2]
+    assert all(torch.equal(part["values"], alone.readouts[classifier(0).name].perturbed) for part in parts)
 
 
 @pytest.mark.parametrize("failing", [0, 1])
