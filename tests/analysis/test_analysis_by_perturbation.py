@@ -45,11 +45,15 @@ def _assert_complete(report: RobustnessReport, chat: ChatModel) -> None:
         assert 0 <= module.accuracy_low <= module.accuracy <= module.accuracy_high <= 1
         assert module.margin_fall_low < module.margin_fall < module.margin_fall_high
         assert module.refusal_margin_fall_low < module.refusal_margin_fall < module.refusal_margin_fall_high
-        assert 0 <= module.refusal_share <= 1
+        assert 0 <= module.refusal_share_low <= module.refusal_share <= module.refusal_share_high <= 1
         assert 0 <= module.retrained_accuracy <= 1
         assert min(module.sampled_shift, module.refusal_sampled_shift) > 0
         for row in (module.drift, module.layer_accuracy):
             assert [value is None for value in row] == [layer < module.layer for layer in range(2)]
+        for layer in range(module.layer, 2):
+            assert module.drift_low[layer] <= module.drift[layer] <= module.drift_high[layer]
+            low, high = module.layer_accuracy_low[layer], module.layer_accuracy_high[layer]
+            assert 0 <= low <= module.layer_accuracy[layer] <= high <= 1
     assert len(report.layer_accuracies) == 2
     assert len(report.controls) == 4
     assert report.refusal_openings.refusal == ["sorry"]

@@ -85,7 +85,7 @@ def test_a_sweep_of_some_modules_is_that_part_of_a_sweep_of_all(chat: ChatModel)
 
 @pytest.mark.parametrize("whole_passes", [False, True])
 def test_the_drift_is_the_cosine_of_whole_passes(chat: ChatModel, whole_passes: bool, monkeypatch: pytest.MonkeyPatch):
-    """Mean over prompts and seeds for each layer from the module's on; NaN below, with either source."""
+    """For each prompt, seed and layer from the module's on; NaN below, with either source."""
     if whole_passes:
         monkeypatch.setattr("securetune.analysis.sweep.open_replay", FullPass)
     classifiers, seeds = _classifiers(), [0, 1, 2]
@@ -94,14 +94,14 @@ def test_the_drift_is_the_cosine_of_whole_passes(chat: ChatModel, whole_passes: 
     ).drift
     intact = _all_layers(chat)
     for index, module in enumerate(map_modules(chat.model)):
-        cosine, hits = torch.zeros(2, LAYERS, dtype=torch.float64)
-        for seed in seeds:
+        cosine, hits = torch.zeros(2, LAYERS, len(seeds), len(PROMPTS))
+        for place, seed in enumerate(seeds):
             with perturbed(chat.model, [module], 1.0, seed):
                 states = _all_layers(chat)
             dot = (states * intact).sum(-1) / (states.norm(dim=-1) * intact.norm(dim=-1))
-            cosine += dot.mean(dim=1) / len(seeds)
-            hits += torch.stack([c.predict(s).double().mean() for c, s in zip(classifiers, states, strict=True)]) / 3
-        for found, expected in ((drift.cosine[index], cosine), (drift.accuracy[index], hits)):
+            cosine[:, place] = dot
+            hits[:, place] = torch.stack([c.predict(s).float() for c, s in zip(classifiers, states, strict=True)])
+        for found, expected in ((drift.cosine[index], cosine), (drift.hits[index], hits)):
             assert torch.isnan(found[: module.layer]).all()
             torch.testing.assert_close(found[module.layer :], expected[module.layer :], rtol=1e-4, atol=1e-4)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
@@ -87,23 +86,38 @@ def module_entries(
             sampled_shift=features.sampled[index].item(),
             closed_form_shift=features.closed_form_of(index),
             **(_refusal_entries(columns[1], index) if len(columns) > 1 else {}),
-            drift=_numbers(drift.cosine[index]) if drift else (),
-            layer_accuracy=_numbers(drift.accuracy[index]) if drift else (),
+            **(_drift_entries(drift, index) if drift else {}),
             retrained_accuracy=None if retrained is None else retrained[index].item(),
         )
 
 
-def _refusal_entries(margin: ScoreColumns, index: int) -> dict[str, float | None]:
-    fall = margin.fall(index)
+def _refusal_entries(margin: ScoreColumns, index: int) -> dict[str, Any]:
+    fall, share = margin.fall(index), margin.share(index)
     return {
         "refusal_margin_fall": fall.mean,
         "refusal_margin_fall_low": fall.low,
         "refusal_margin_fall_high": fall.high,
-        "refusal_share": margin.share(index).mean,
+        "refusal_share": share.mean,
+        "refusal_share_low": share.low,
+        "refusal_share_high": share.high,
         "refusal_sampled_shift": margin.sampled[index].item(),
         "refusal_closed_form_shift": margin.closed_form_of(index),
     }
 
 
-def _numbers(row: Float[Tensor, " layer"]) -> tuple[float | None, ...]:
-    return tuple(None if math.isnan(value) else value for value in row.tolist())
+def _drift_entries(drift: LayerDrift, index: int) -> dict[str, Any]:
+    cosine = [_unless_below(mean_interval, layer) for layer in drift.cosine[index]]
+    accuracy = [_unless_below(rate_interval, layer) for layer in drift.hits[index]]
+    return {
+        "drift": tuple(interval and interval.mean for interval in cosine),
+        "drift_low": tuple(interval and interval.low for interval in cosine),
+        "drift_high": tuple(interval and interval.high for interval in cosine),
+        "layer_accuracy": tuple(interval and interval.mean for interval in accuracy),
+        "layer_accuracy_low": tuple(interval and interval.low for interval in accuracy),
+        "layer_accuracy_high": tuple(interval and interval.high for interval in accuracy),
+    }
+
+
+def _unless_below(interval_of: Callable[[Tensor], Interval], values: Float[Tensor, "seed prompt"]) -> Interval | None:
+    """Return the interval, or None for a layer below the perturbed one."""
+    return None if values.isnan().all() else interval_of(values)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from securetune.artifacts import write_bytes
 
-_FORMAT = "securetune-partial-results-1"
+_FORMAT = "securetune-partial-results-2"
 """Changes with the meaning of what is kept; part of every key, so that files of another version are left alone."""
 
 _SECONDS_BETWEEN_WRITES = 5.0

@@ -45,12 +45,12 @@ class LayerDrift(NamedTuple):
     """What perturbing a module does to the states of the layers above it; NaN below, where nothing changes.
 
     Attributes:
-        cosine: Cosine between the perturbed and the intact state at the last prompt token, mean over prompts and seeds.
-        accuracy: Share of the prompts that the layer's own classifier still takes for harmful.
+        cosine: Cosine between the perturbed and the intact state at the last prompt token.
+        hits: 1 where the layer's own classifier still takes the prompt for harmful, else 0.
     """
 
-    cosine: Float[Tensor, "module layer"]
-    accuracy: Float[Tensor, "module layer"]
+    cosine: Float[Tensor, "module layer seed prompt"]
+    hits: Float[Tensor, "module layer seed prompt"]
 
 
 class SweepResult(NamedTuple):
@@ -120,7 +120,7 @@ def sweep_modules(
     values = found["values"].reshape(shape).permute(1, 2, 0, 3, 4).contiguous()
     return SweepResult(
         {readout.name: SweepLogits(sweep.intact[row], values[row]) for row, readout in enumerate(readouts)},
-        LayerDrift(found["cosine"], found["accuracy"]) if layer_classifiers else None,
+        LayerDrift(found["cosine"], found["hits"]) if layer_classifiers else None,
     )
 
 
@@ -154,7 +154,7 @@ class _Sweep:
         self._intact_layers = source.layer_states().float() if classifiers else None
 
     def measure(self, module: ProjectionModule) -> Values:
-        """Return all readouts' `values`, and the drift as `cosine` and `accuracy` of each layer if it is followed."""
+        """Return all readouts' `values`, and the drift as `cosine` and `hits` of each layer if it is followed."""
         values = torch.empty(len(self._readouts), len(self._variants), self.intact.shape[1], dtype=torch.float64)
         drifts = []
         applied = [partial(self._kind.applied, self._model, [module], size, seed) for size, seed in self._variants]
@@ -166,23 +166,21 @@ class _Sweep:
                 values[row, place] = readout.logits(states[-1]).cpu()
         if not drifts:
             return {"values": values}
-        mean = sum(drifts[1:], start=drifts[0]) / len(drifts)
-        return {"values": values, "cosine": mean[0], "accuracy": mean[1]}
+        cosine, hits = torch.stack(drifts, dim=2)
+        return {"values": values, "cosine": cosine, "hits": hits}
 
-    def _drift(self, first: int, states: Float[Tensor, "layer prompt hidden"]) -> Float[Tensor, "2 every_layer"]:
-        """Return one variant's cosines and accuracies, NaN below the perturbed layer `first`.
+    def _drift(self, first: int, states: Float[Tensor, "layer prompt hidden"]) -> Float[Tensor, "2 every_layer prompt"]:
+        """Return one variant's cosines and hits, NaN below the perturbed layer `first`.
 
         `states` are those of the topmost layers, down to `first` or below.
         """
         assert self._intact_layers is not None
         states = states[first - len(self._classifiers) :]
-        drift = torch.full((2, len(self._classifiers)), torch.nan, dtype=torch.float64)
-        drift[0, first:] = torch.nn.functional.cosine_similarity(
-            states.float(), self._intact_layers[first:], dim=-1
-        ).mean(dim=1)
+        drift = torch.full((2, len(self._classifiers), states.shape[1]), torch.nan)
+        drift[0, first:] = torch.nn.functional.cosine_similarity(states.float(), self._intact_layers[first:], dim=-1)
         drift[1, first:] = torch.stack(
             [
-                classifier.predict(layer).double().mean()
+                classifier.predict(layer).float()
                 for classifier, layer in zip(self._classifiers[first:], states, strict=True)
             ]
         )

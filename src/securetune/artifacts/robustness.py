@@ -36,16 +36,22 @@ class ModuleRobustness(Artifact):
         closed_form_shift: The same to first order, without sampling: ε·rms(W)·‖∂z/∂W‖_F for noise, |α⟨∂z/∂W, ΔW⟩| for
             an update; None for a perturbation without a closed form.
         refusal_margin_fall: Mean fall of the refusal margin (log-odds of a refusal opening against a compliance opening
-            at the first answer token) on harmful prompts; None, as all of the next five, if the margin is not defined.
+            at the first answer token) on harmful prompts; None, as all of the next seven, if the margin is not defined.
         refusal_margin_fall_low: Lower bound of its 95 % interval.
         refusal_margin_fall_high: Upper bound.
         refusal_share: Share of the harmful prompts whose margin stays above 0, in [0, 1].
+        refusal_share_low: Lower bound of its 95 % interval.
+        refusal_share_high: Upper bound.
         refusal_sampled_shift: Root-mean-square shift of the margin.
         refusal_closed_form_shift: The same to first order.
         drift: For each layer, the mean cosine between the perturbed and the intact state of the last prompt token; None
             below the module, where nothing changes.
+        drift_low: Lower bounds of their 95 % intervals over seeds and prompts.
+        drift_high: Upper bounds.
         layer_accuracy: For each layer, the share of harmful prompts that the layer's own classifier still recognises;
             None below the module.
+        layer_accuracy_low: Lower bounds of their 95 % intervals.
+        layer_accuracy_high: Upper bounds.
         retrained_accuracy: Balanced accuracy of a classifier fitted anew to the perturbed features, on scored prompts:
             high where the information is only moved. None without controls.
     """
@@ -66,10 +72,16 @@ class ModuleRobustness(Artifact):
     refusal_margin_fall_low: float | None = None
     refusal_margin_fall_high: float | None = None
     refusal_share: float | None = None
+    refusal_share_low: float | None = None
+    refusal_share_high: float | None = None
     refusal_sampled_shift: float | None = None
     refusal_closed_form_shift: float | None = None
     drift: tuple[float | None, ...] = ()
+    drift_low: tuple[float | None, ...] = ()
+    drift_high: tuple[float | None, ...] = ()
     layer_accuracy: tuple[float | None, ...] = ()
+    layer_accuracy_low: tuple[float | None, ...] = ()
+    layer_accuracy_high: tuple[float | None, ...] = ()
     retrained_accuracy: float | None = None
 
 
