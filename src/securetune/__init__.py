@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from securetune.analysis import analyze_robustness
     from securetune.evaluation.evaluate import evaluate
     from securetune.pipeline import run
+    from securetune.pipeline.secure_trainer import SecureSFTTrainer
     from securetune.reporting import write_report
     from securetune.search import search_robust_modules
+    from securetune.training.secure_config import SecureSFTConfig
     from securetune.training.train import train
 
 # No telemetry, also from the libraries below; it must be set before they are imported.
@@ -29,6 +31,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 __version__ = "0.1.0"
 
 _HOMES = {
+    "SecureSFTConfig": "securetune.training.secure_config",
+    "SecureSFTTrainer": "securetune.pipeline.secure_trainer",
     "analyze_robustness": "securetune.analysis",
     "evaluate": "securetune.evaluation",
     "run": "securetune.pipeline",
@@ -38,6 +42,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "SecureSFTConfig",
+    "SecureSFTTrainer",
     "__version__",
     "analyze_robustness",
     "evaluate",

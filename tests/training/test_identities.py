@@ -123,9 +123,9 @@ def _watch_phases(monkeypatch: pytest.MonkeyPatch) -> tuple[dict, dict]:
 
     def watched(self: PhaseTrainer, *arguments: object, **named: object) -> object:
         copy = lambda: {name: p.detach().clone() for name, p in self.network.named_parameters()}  # noqa: E731
-        before[self._phase.name] = copy()
+        before[self.phase.name] = copy()
         result = original(self, *arguments, **named)
-        after[self._phase.name] = copy()
+        after[self.phase.name] = copy()
         return result
 
     monkeypatch.setattr(PhaseTrainer, "train", watched)

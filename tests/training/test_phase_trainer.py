@@ -16,7 +16,8 @@ from securetune.errors import ConfigError, RunError
 from securetune.models import ChatModel, map_modules
 from securetune.training import phase_progress
 from securetune.training.parameters import owner_of, split_parameters
-from securetune.training.phase_trainer import PhaseTrainer, freeze_all_but
+from securetune.training.phase_groups import freeze_all_but
+from securetune.training.phase_trainer import PhaseTrainer
 
 Watch = Callable[[], list[PhaseTrainer]]
 
@@ -114,8 +115,8 @@ def test_where_other_parameters_belong(
 ) -> None:
     """Embeddings, norms and the head are in the set that `other_parameters` says, or in none."""
     settings = TrainingSettings(method="swat", other_parameters=other)
-    modules = map_modules(tiny_chat_model.model)
-    sets = split_parameters(tiny_chat_model.model, modules, manifest, settings, find_defense("swat"))
+    modules, names = map_modules(tiny_chat_model.model), [module.name for module in manifest.modules]
+    sets = split_parameters(tiny_chat_model.model, modules, names, settings, find_defense("swat"))
     others = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     for name in ("robust", "rest"):
         assert (others <= set(getattr(sets, name))) == (name == where)

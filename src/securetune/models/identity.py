@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -34,12 +34,12 @@ class ParameterSample(NamedTuple):
 
 
 def identify(model: nn.Module, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings) -> ModelIdentity:
-    """Describe a loaded model."""
+    """Describe a loaded model; adapters that PEFT has put into it do not count."""
     return ModelIdentity(
         name=settings.name,
         revision=settings.revision,
         architecture=type(model).__name__,
-        parameter_count=sum(parameter.numel() for parameter in model.parameters()),
+        parameter_count=sum(parameter.numel() for _, parameter in _own_parameters(model)),
         weights_fingerprint=weights_fingerprint(model),
         chat_template_hash=chat_template_hash(tokenizer),
     )
@@ -61,8 +61,14 @@ def weights_fingerprint(model: nn.Module) -> str:
     """
     return fingerprint_of_samples(
         ParameterSample(name, tuple(parameter.shape), parameter.detach().flatten()[:VALUES_PER_PARAMETER])
-        for name, parameter in model.named_parameters()
+        for name, parameter in _own_parameters(model)
     )
+
+
+def _own_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), parameter
 
 
 def fingerprint_of_samples(samples: Iterable[ParameterSample]) -> str:

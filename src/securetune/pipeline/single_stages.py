@@ -34,7 +34,7 @@ from securetune.pipeline.perturbing import open_perturbation
 from securetune.processes import Processes, local_rank
 from securetune.progress import ProgressCallback
 from securetune.reporting import heatmap_svg
-from securetune.search import search_robust_modules, study_search
+from securetune.search import default_order, search_robust_modules, study_search
 from securetune.training import train
 
 ArtifactType = TypeVar("ArtifactType", bound=Artifact)
@@ -131,7 +131,7 @@ def search_model(
     model = models.load(config.model)
     models.check_same_model(report.model, model.identity, str(robustness))
     if found is not None:
-        _require_same(_has_settings(found, config) and found.prompt_set_hash == probes.hash, out)
+        _require_same(_has_settings(found, config, report) and found.prompt_set_hash == probes.hash, out)
         models.check_same_model(found.model, model.identity, str(out))
         if not study:
             return found
@@ -229,8 +229,9 @@ def _has_analysis_settings(found: RobustnessReport, config: AnalyzeConfig) -> bo
     return {**found.settings, **config.analysis.model_dump(mode="json")} == found.settings
 
 
-def _has_settings(found: RobustModules, config: SearchConfig) -> bool:
-    """Compare search settings; in a manifest the noise size is resolved, with the rule that gave it beside it."""
+def _has_settings(found: RobustModules, config: SearchConfig, report: RobustnessReport) -> bool:
+    """Compare search settings; in a manifest the order is resolved, and the noise size, with its rule beside it."""
     wanted = config.search.model_dump(mode="json", exclude={"epsilon"} if config.search.epsilon is None else None)
+    wanted["order_by"] = config.search.order_by or default_order(report)
     was_resolved = "epsilon_rule" in found.settings
     return {**found.settings, **wanted} == found.settings and was_resolved == (config.search.epsilon is None)

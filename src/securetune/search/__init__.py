@@ -3,7 +3,7 @@
 from securetune.search.controls import CONTROL_KINDS, ControlKind, control_set
 from securetune.search.joint_prediction import JointPredictor
 from securetune.search.joint_test import JointTest
-from securetune.search.ranking import rank_modules
+from securetune.search.ranking import default_order, rank_modules
 from securetune.search.robust_modules import SearchResult, search_robust_modules
 from securetune.search.study import study_search
 
@@ -14,6 +14,7 @@ __all__ = [
     "JointTest",
     "SearchResult",
     "control_set",
+    "default_order",
     "rank_modules",
     "search_robust_modules",
     "study_search",

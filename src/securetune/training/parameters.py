@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from securetune.artifacts import RobustModules
 from securetune.config import TrainingSettings
 from securetune.defenses import Defense, ParameterSets
 from securetune.errors import ArtifactError, ConfigError
@@ -34,25 +33,25 @@ def owner_of(parameter_name: str, module_paths: Collection[str]) -> str | None:
 def split_parameters(
     model: nn.Module,
     modules: Sequence[ProjectionModule],
-    manifest: RobustModules | None,
+    robust_names: Collection[str] | None,
     settings: TrainingSettings,
     defense: Defense,
 ) -> ParameterSets:
-    """Split the trainable parameters by the manifest.
+    """Split the trainable parameters into those of the robust modules and all others.
 
     Args:
         model: The model to train; what requires a gradient now is what may train.
         modules: Its projections.
-        manifest: Mods_Rob, or None: everything is the rest.
+        robust_names: Names of the modules in Mods_Rob, or None: everything is the rest.
         settings: For `other_parameters`.
         defense: One that needs a manifest needs both sets.
 
     Raises:
-        ArtifactError: If the manifest names modules that the model does not have, or a part of a parameter only.
+        ArtifactError: If there are names of modules that the model does not have, or a part of a parameter only.
         ConfigError: If a set that the defense needs has no parameter.
     """
     paths = {module.path for module in modules}
-    robust_modules = {module.name for module in manifest.modules} if manifest else set()
+    robust_modules = set(robust_names or ())
     _require_whole_parameters(modules, robust_modules)
     robust_paths = {module.path for module in modules if module.name in robust_modules}
     robust, rest = [], []
@@ -64,7 +63,11 @@ def split_parameters(
             robust.append(name)
         elif owner is not None or settings.other_parameters == "rest":
             rest.append(name)
-    sets = ParameterSets(tuple(robust), tuple(rest)) if manifest else ParameterSets((), tuple(robust + rest))
+    sets = (
+        ParameterSets(tuple(robust), tuple(rest))
+        if robust_names is not None
+        else ParameterSets((), tuple(robust + rest))
+    )
     _require_sets(sets, robust_modules, settings, defense)
     return sets
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from securetune.defenses import Defense, Phase
 from securetune.models import ProjectionModule
 from securetune.models.rendering import padding_token_id
 from securetune.progress import ProgressCallback
-from securetune.training.adapters import plain_model
+from securetune.training.model_traces import trainer_traces_removed
 from securetune.training.phase_progress import PhaseProgress, rewind_log
 from securetune.training.phase_trainer import PhaseTrainer, complete_checkpoint, remove_checkpoint
 from securetune.training.update_norms import Snapshot, measure_update
@@ -102,7 +101,7 @@ def _train(job: PhaseJob, phase: Phase, folder: Path) -> float:
     checkpoint = complete_checkpoint(folder)
     rewind_log(job.log_path, phase.name, checkpoint[1] if checkpoint else 0)
     watcher = PhaseProgress(phase.name, job.log_path, job.settings.save_steps, job.progress)
-    with _restored(job.model):
+    with trainer_traces_removed(job.model):
         trainer = PhaseTrainer(
             phase=phase,
             defense=job.defense,
@@ -150,25 +149,6 @@ def _arguments(job: PhaseJob, phase: Phase, folder: Path) -> SFTConfig:
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # more visible GPUs would mean torch's DataParallel, which TRL refuses
     return arguments
-
-
-@contextmanager
-def _restored(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Undo what trainers leave on a model: wrapped forwards, a configuration without cache, the training mode.
-
-    TRL and accelerate replace `forward` on the instance; a second phase would wrap the wrapper. The Trainer turns
-    `use_cache` off in the configuration, which would be saved with the model and make its generation slow.
-    """
-    plain = plain_model(model)
-    use_cache = plain.config.use_cache
-    try:
-        yield
-    finally:
-        for part in (model, plain):
-            for name in ("forward", "_original_forward"):
-                part.__dict__.pop(name, None)
-        plain.config.use_cache = use_cache
-        model.eval()
 
 
 def _result(job: PhaseJob, phase: Phase, before: Snapshot, seconds: float) -> PhaseResult:

@@ -6,20 +6,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from trl import SFTTrainer
 
 from securetune.artifacts import read_json, write_json
 from securetune.defenses import Defense, Phase
-from securetune.errors import ConfigError
+from securetune.training.phase_groups import GroupedOptimizer, freeze_all_but, trained_names
 from securetune.training.weights import load_weights, save_weights
 
 _COMPLETE = "complete.json"
 _WEIGHTS = "weights.safetensors"
 
 
-class PhaseTrainer(SFTTrainer):
+class PhaseTrainer(GroupedOptimizer, SFTTrainer):
     """Trains one phase and nothing else: a second phase is a second trainer, with an optimizer and schedule of its own.
 
     Changing what may train during a run fails in silence (the optimizer never hears of it), breaks distributed wrappers
@@ -32,9 +31,9 @@ class PhaseTrainer(SFTTrainer):
     """
 
     def __init__(self, *, phase: Phase, defense: Defense, **arguments: Any) -> None:
-        self._phase = phase
+        self.phase = phase
         self._defense = defense
-        self._trained_names = frozenset(name for group in phase.groups for name in group.parameter_names)
+        self._trained_names = trained_names(phase)
         freeze_all_but(arguments["model"], self._trained_names)
         self.seconds_before = 0.0
         self.seconds = 0.0
@@ -50,41 +49,6 @@ class PhaseTrainer(SFTTrainer):
     def folder(self) -> Path:
         """Where the checkpoints lie."""
         return Path(str(self.args.output_dir))
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make AdamW with the phase's groups, each split by weight decay as transformers does.
-
-        Raises:
-            ConfigError: If a name of a group matches no parameter, or one is in two groups.
-        """
-        if self.optimizer is None:
-            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind(self._optimizer_groups(model or self.network), **arguments)
-        return self.optimizer
-
-    def _optimizer_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        decayed = set(self.get_decay_parameter_names(model))
-        _require_exact_cover(self._phase, set(parameters))
-        groups = []
-        for group in self._phase.groups:
-            for decays in (True, False):
-                names = [name for name in group.parameter_names if (name in decayed) == decays]
-                if names:  # DeepSpeed fails on an empty group
-                    groups.append(
-                        {
-                            "params": [parameters[name] for name in names],
-                            "lr": group.learning_rate,
-                            "weight_decay": self.args.weight_decay if decays else 0.0,
-                            "group_name": group.name,
-                        }
-                    )
-        return groups
-
-    def current_rates(self) -> dict[str, float]:
-        """Return each group's learning rate; the Trainer's own log shows that of the first only."""
-        assert self.optimizer is not None
-        return {group["group_name"]: float(group["lr"]) for group in self.optimizer.param_groups}
 
     def compute_loss(
         self,
@@ -118,25 +82,6 @@ class PhaseTrainer(SFTTrainer):
 
     def _send_telemetry(self) -> None:
         """Send none, whatever the environment says."""
-
-
-def freeze_all_but(model: nn.Module, names: frozenset[str]) -> None:
-    """Let the named parameters require a gradient, and no other."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-
-
-def _require_exact_cover(phase: Phase, trainable: set[str]) -> None:
-    listed = [name for group in phase.groups for name in group.parameter_names]
-    for group in phase.groups:
-        missing = [name for name in group.parameter_names if name not in trainable]
-        if missing or not group.parameter_names:
-            raise ConfigError(
-                f'phase "{phase.name}": group "{group.name}" must match trainable parameters only; it has '
-                f"{len(group.parameter_names)} names, of which {len(missing)} match none, such as {missing[:1]}"
-            )
-    if len(listed) != len(set(listed)) or set(listed) != trainable:
-        raise ConfigError(f'phase "{phase.name}": each trainable parameter must be in exactly one group')
 
 
 def complete_checkpoint(folder: Path) -> tuple[Path, int, float] | None:

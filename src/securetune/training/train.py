@@ -148,12 +148,13 @@ def _context(
     modules: Sequence[ProjectionModule],
     rows: EncodedConversations,
 ) -> DefenseContext:
+    robust_names = None if checked.manifest is None else _robust_names(checked.manifest)
     default = LORA_LEARNING_RATE if settings.tune == "lora" else FULL_LEARNING_RATE
     return DefenseContext(
         settings=settings,
         learning_rate=settings.learning_rate or default,
         main_steps=_main_steps(settings, len(rows.dataset)),
-        parameters=split_parameters(network, modules, checked.manifest, settings, checked.defense),
+        parameters=split_parameters(network, modules, robust_names, settings, checked.defense),
     )
 
 

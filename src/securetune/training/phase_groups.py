@@ -1,0 +1,89 @@
+"""Parameter groups of a phase in any of TRL's or transformers' trainers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from securetune.defenses import Phase
+from securetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    _Base = Trainer
+else:
+    _Base = object  # mixed into a trainer; it must come before it
+
+
+class GroupedOptimizer(_Base):
+    """Makes a trainer's optimizer with the groups of a phase, each split by weight decay as transformers does.
+
+    Attributes:
+        phase: What trains, at which rates. Set before the optimizer is made.
+    """
+
+    phase: Phase
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer that the arguments name, with the phase's groups.
+
+        Raises:
+            ConfigError: If a name of a group matches no trainable parameter, or one is in two groups or in none.
+        """
+        if self.optimizer is None:
+            network = model or self.model
+            assert isinstance(network, nn.Module)
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(self._optimizer_groups(network), **arguments)
+        assert isinstance(self.optimizer, torch.optim.Optimizer)
+        return self.optimizer
+
+    def current_rates(self) -> dict[str, float]:
+        """Return each group's learning rate; the Trainer's own log shows that of the first only."""
+        groups = getattr(self.optimizer, "param_groups", [])
+        return {group["group_name"]: float(group["lr"]) for group in groups}
+
+    def _optimizer_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        decayed = set(self.get_decay_parameter_names(model))
+        _require_exact_cover(self.phase, set(parameters))
+        groups = []
+        for group in self.phase.groups:
+            for decays in (True, False):
+                names = [name for name in group.parameter_names if (name in decayed) == decays]
+                if names:  # DeepSpeed fails on an empty group
+                    groups.append(
+                        {
+                            "params": [parameters[name] for name in names],
+                            "lr": group.learning_rate,
+                            "weight_decay": self.args.weight_decay if decays else 0.0,
+                            "group_name": group.name,
+                        }
+                    )
+        return groups
+
+
+def trained_names(phase: Phase) -> frozenset[str]:
+    """Return the names of all parameters of a phase's groups."""
+    return frozenset(name for group in phase.groups for name in group.parameter_names)
+
+
+def freeze_all_but(model: nn.Module, names: frozenset[str]) -> None:
+    """Let the named parameters require a gradient, and no other."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+
+
+def _require_exact_cover(phase: Phase, trainable: set[str]) -> None:
+    listed = [name for group in phase.groups for name in group.parameter_names]
+    for group in phase.groups:
+        missing = [name for name in group.parameter_names if name not in trainable]
+        if missing or not group.parameter_names:
+            raise ConfigError(
+                f'phase "{phase.name}": group "{group.name}" must match trainable parameters only; it has '
+                f"{len(group.parameter_names)} names, of which {len(missing)} match none, such as {missing[:1]}"
+            )
+    if len(listed) != len(set(listed)) or set(listed) != trainable:
+        raise ConfigError(f'phase "{phase.name}": each trainable parameter must be in exactly one group')

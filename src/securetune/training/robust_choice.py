@@ -1,0 +1,69 @@
+"""Which modules count as robust, however the user said it: a manifest, its path, or module paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from securetune.artifacts import RobustModules, read_artifact
+from securetune.config import ModelSettings
+from securetune.errors import ArtifactError, ConfigError
+from securetune.models import ProjectionModule, check_same_model, identify
+from securetune.training.adapters import plain_model
+
+
+def chosen_modules(
+    choice: Any,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    modules: Sequence[ProjectionModule],
+) -> list[str]:
+    """Return the names of the modules that a user's choice means.
+
+    Args:
+        choice: A manifest, its path, or module paths; the path of a fused weight means all of its parts.
+        model: The model to tune; may be wrapped by PEFT.
+        tokenizer: The model's.
+        modules: Its projections.
+
+    Raises:
+        ArtifactError: If the manifest cannot be read or was made for another model, or a path is no projection of it.
+        ConfigError: If the choice is none of these.
+    """
+    where = "robust_modules"
+    if isinstance(choice, str | Path):
+        where, choice = str(choice), read_artifact(Path(choice), RobustModules)
+    if isinstance(choice, RobustModules):
+        _require_made_for(choice, model, tokenizer, where)
+        return [module.name for module in choice.modules]
+    if isinstance(choice, list | tuple) and all(isinstance(name, str) for name in choice):
+        return _listed(list(choice), modules)
+    raise ConfigError(
+        f"robust_modules must be a manifest, its path, a list of module paths or auto; got {type(choice).__name__}"
+    )
+
+
+def _require_made_for(
+    manifest: RobustModules, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, where: str
+) -> None:
+    plain = plain_model(model)
+    here = identify(plain, tokenizer, ModelSettings(name=plain.name_or_path or type(plain).__name__))
+    if getattr(plain, "is_quantized", False):  # packed weights are others, and fewer, than those that were analyzed
+        same = {"parameter_count": here.parameter_count, "weights_fingerprint": here.weights_fingerprint}
+        manifest = manifest.model_copy(update={"model": manifest.model.model_copy(update=same)})
+    check_same_model(manifest.model, here, where)
+
+
+def _listed(names: list[str], modules: Sequence[ProjectionModule]) -> list[str]:
+    known = {module.name for module in modules} | {module.path for module in modules}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ArtifactError(
+            f"robust_modules: {len(unknown)} of {len(names)} paths are no projection of this model, such as "
+            f'"{unknown[0]}"; its projections are called like "{modules[0].name}" and "{modules[-1].name}"'
+        )
+    return [module.name for module in modules if module.name in names or module.path in names]

@@ -1,0 +1,258 @@
+"""TRL's `SFTTrainer` with the secure methods behind the same constructor; `securetune.SecureSFTTrainer` adds `auto`."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from securetune.artifacts import RobustModules, read_json, write_json
+from securetune.defenses import Defense, DefenseContext, ParameterSets, Phase, find_defense
+from securetune.errors import ConfigError
+from securetune.models import map_modules
+from securetune.training.model_traces import trainer_traces_removed
+from securetune.training.parameters import split_parameters
+from securetune.training.phase_groups import GroupedOptimizer, freeze_all_but, trained_names
+from securetune.training.robust_choice import chosen_modules
+from securetune.training.secure_config import AUTO, SecureSFTConfig
+from securetune.training.update_norms import measure_update, take_snapshot
+from securetune.training.weights import load_weights, save_weights
+
+_COMPLETE = "complete.json"
+_WEIGHTS = "weights.safetensors"
+
+
+class MethodTrainer(GroupedOptimizer, SFTTrainer):
+    """Fine-tunes with SWAT or ML-LR; with `method="ift"` it is TRL's `SFTTrainer`.
+
+    `train()` does all phases. Each is a complete run with an optimizer and a schedule of its own, because what may
+    train cannot change within one: the optimizer never hears of it, distributed wrappers break, and Adam's state is
+    carried over. The warm-up's checkpoints lie in `output_dir/warmup`; `resume_from_checkpoint=True` goes on in
+    whichever phase was interrupted, also between two. Every log has the `phase` and a learning rate for each group.
+
+    Args:
+        model: As with TRL: a model, a `PeftModel`, or a name.
+        args: A `SecureSFTConfig`. An `SFTConfig` is plain fine-tuning, as with TRL.
+        **arguments: Those of `SFTTrainer`.
+
+    Raises:
+        ConfigError: If the method needs robust modules and has none, or nothing would be left to protect.
+        ArtifactError: If the robust modules are not this model's.
+        ModelError: If the model's projections are not known.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SecureSFTConfig | SFTConfig | TrainingArguments | None = None,
+        *positional: Any,
+        **arguments: Any,
+    ) -> None:
+        secure = _secure_arguments(args)
+        self._passed_on: dict[str, Any] = {
+            name: arguments.get(name) for name in ("compute_loss_func", "compute_metrics", "optimizer_cls_and_kwargs")
+        }
+        self._user_callbacks = list(arguments.get("callbacks") or [])
+        self.defense: Defense = find_defense(secure.method if secure else "ift")
+        self.robust_modules: list[str] | None = None
+        self._phases: list[Phase] = []
+        self._start: dict[str, Tensor] | None = None
+        super().__init__(model, secure or args, *positional, **arguments)
+        if secure is not None:
+            self._prepare_method(secure)
+
+    @property
+    def network(self) -> PreTrainedModel | PeftModel:
+        """The model itself, without any wrapper of a distributed engine."""
+        assert isinstance(self.model, PreTrainedModel | PeftModel)
+        return self.model
+
+    def _prepare_method(self, secure: SecureSFTConfig) -> None:
+        """Find the robust modules and split what trains; nothing is trained or written yet."""
+        if secure.method == "ift":
+            return
+        self._modules = map_modules(self.network)
+        choice = self.found_automatically() if secure.robust_modules == AUTO else secure.robust_modules
+        if choice is not None:
+            self.robust_modules = chosen_modules(choice, self.network, self._tokenizer, self._modules)
+        self._settings = secure.secure_settings()
+        self._sets: ParameterSets = split_parameters(
+            self.network, self._modules, self.robust_modules, self._settings, self.defense
+        )
+
+    def found_automatically(self) -> RobustModules:
+        """Return the modules that `robust_modules="auto"` means.
+
+        Raises:
+            ConfigError: Always; what analyzes and searches is above this class.
+        """
+        raise ConfigError('robust_modules "auto" needs securetune.SecureSFTTrainer')
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Train all phases.
+
+        Args:
+            resume_from_checkpoint: True: from the last checkpoint of whichever phase was interrupted; if there is none,
+                from the beginning. A path: of the main phase, as with transformers.
+            trial: As with transformers.
+            ignore_keys_for_eval: As with transformers.
+        """
+        if not hasattr(self, "_sets"):
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._phases = self.defense.phases(self._context())
+        *before, self.phase = self._phases
+        checkpoint = self._main_checkpoint(resume_from_checkpoint)
+        trainable = frozenset(name for name, parameter in self.network.named_parameters() if parameter.requires_grad)
+        self.defense.before_training(self.network, self._context())
+        for phase in before if checkpoint is None else []:
+            self._train_before(phase, resume=bool(resume_from_checkpoint))
+            set_seed(self.args.seed)  # dropout must not depend on whether the phase ran just now or was read
+        freeze_all_but(self.network, trained_names(self.phase) & trainable)
+        if self._logs_update_norms:
+            self._start = take_snapshot(self.network)
+        output: TrainOutput = super().train(checkpoint, trial, ignore_keys_for_eval)
+        freeze_all_but(self.network, trainable)
+        self.defense.after_training(self.network, self._context())
+        return output
+
+    def _main_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
+        if isinstance(resume_from_checkpoint, str):
+            return resume_from_checkpoint
+        folder = Path(str(self.args.output_dir))
+        return get_last_checkpoint(str(folder)) if resume_from_checkpoint and folder.is_dir() else None
+
+    def _context(self) -> DefenseContext:
+        settings = self._settings
+        steps = self._main_steps()
+        if (epochs := getattr(self.args, "warmup_phase_epochs", None)) is not None:
+            settings = settings.model_copy(update={"warmup_phase_steps": self._steps_of(epochs)})
+        return DefenseContext(settings, self.args.learning_rate, steps, self._sets)
+
+    def _main_steps(self) -> int:
+        return self.args.max_steps if self.args.max_steps > 0 else self._steps_of(self.args.num_train_epochs)
+
+    def _steps_of(self, epochs: float) -> int:
+        """Return the optimizer steps of passes over the data, as transformers counts them.
+
+        Raises:
+            ConfigError: If the data has no length.
+        """
+        rows = self.train_dataset
+        if not isinstance(rows, Sized):
+            raise ConfigError("a data set without a length needs max_steps, and warmup_phase_steps for swat")
+        at_once = self.args.per_device_train_batch_size * max(1, self.args.n_gpu) * self.args.world_size
+        batches = len(rows) // at_once if self.args.dataloader_drop_last else math.ceil(len(rows) / at_once)
+        return math.ceil(epochs * math.ceil(batches / self.args.gradient_accumulation_steps))
+
+    def _train_before(self, phase: Phase, resume: bool) -> None:
+        """Bring the model to the end of a phase before the main one: by its result, by going on, or from its start."""
+        folder = Path(str(self.args.output_dir)) / phase.name
+        if resume and (folder / _COMPLETE).exists() and read_json(folder / _COMPLETE)["steps"] == phase.steps:
+            load_weights(self.network, folder / _WEIGHTS)
+            return
+        (folder / _COMPLETE).unlink(missing_ok=True)
+        checkpoint = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+        with trainer_traces_removed(self.network):
+            trainer = _EarlierPhase(self, phase, folder)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            save_weights(self.network, trained_names(phase), folder / _WEIGHTS)
+            write_json(folder / _COMPLETE, {"steps": phase.steps})
+        self.accelerator.wait_for_everyone()
+
+    def earlier_arguments(self, phase: Phase, folder: Path) -> SFTConfig:
+        """Return the training arguments of a phase before the main one."""
+        arguments = copy.copy(self.args)
+        assert isinstance(arguments, SFTConfig)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        arguments.output_dir = str(folder)
+        arguments.max_steps = phase.steps
+        arguments.learning_rate = max(group.learning_rate for group in phase.groups)
+        arguments.data_seed = seed + phase.seed_offset
+        arguments.load_best_model_at_end = False
+        arguments.push_to_hub = False
+        arguments.dataset_kwargs = {"skip_prepare_dataset": True}  # the main trainer has prepared it
+        return arguments
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return TRL's loss, changed by the method while training."""
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if return_outputs or not model.training:
+            return found
+        return self.defense.adjust_loss(found, self.network, inputs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer, with the method's groups."""
+        if not self._phases:
+            plain: torch.optim.Optimizer = SFTTrainer.create_optimizer(self, model)
+            return plain
+        return super().create_optimizer(model)
+
+    @property
+    def _logs_update_norms(self) -> bool:
+        chosen = getattr(self.args, "log_update_norms", None)
+        return isinstance(self.network, PeftModel) if chosen is None else chosen
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what TRL logs, the phase, and each group's learning rate and update norm."""
+        super().log({**logs, **(self.group_logs() if "loss" in logs else {})}, start_time)
+
+    def group_logs(self) -> dict[str, Any]:
+        """Return the phase, and each group's learning rate and, if they are logged, relative update norm."""
+        if not self._phases:
+            return {}
+        found: dict[str, Any] = {"phase": self.phase.name}
+        found |= {f"learning_rate/{group}": rate for group, rate in self.current_rates().items()}
+        if self._start is not None:
+            update = measure_update(self.network, self._start, self._modules, set(self.robust_modules or ()))
+            norms = {"robust": update.inside, "rest": update.outside, "other": update.other}
+            found |= {f"update_norm/{name}": norm.relative for name, norm in norms.items() if norm is not None}
+        return found
+
+
+class _EarlierPhase(MethodTrainer):
+    """A complete run of a phase before the main one, on the same model and the data as the main trainer prepared it."""
+
+    def __init__(self, main: MethodTrainer, phase: Phase, folder: Path) -> None:
+        freeze_all_but(main.network, trained_names(phase))  # before the optimizer and any wrapper are made
+        self.phase, self._phases = phase, [phase]
+        self.defense, self.robust_modules, self._modules = main.defense, main.robust_modules, main._modules
+        self._start = None
+        SFTTrainer.__init__(
+            self,
+            main.network,
+            main.earlier_arguments(phase, folder),
+            data_collator=main.data_collator,
+            train_dataset=main.train_dataset,
+            eval_dataset=main.eval_dataset,
+            processing_class=main._tokenizer,
+            callbacks=main._user_callbacks,
+            **main._passed_on,
+        )
+        if self._logs_update_norms:
+            self._start = take_snapshot(main.network)
+
+
+def _secure_arguments(args: Any) -> SecureSFTConfig | None:
+    return args if isinstance(args, SecureSFTConfig) else None
