@@ -1,0 +1,96 @@
+"""A training that several processes share: started by torchrun from `test_distributed.py`, or called in one process."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from short_training import make_rows
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from securetune import SecureSFTConfig, SecureSFTTrainer
+
+UPPER = [f"model.layers.1.{path}" for path in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")]
+ROWS_A_STEP = 4
+
+
+class Watch(TrainerCallback):
+    """Notes the weights when each phase begins, how the model is wrapped, and stops the program where it is told to."""
+
+    def __init__(self, stop: str | None) -> None:
+        self.stop, self.starts, self.wrapped = stop, {}, set()
+        self.trainer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self.starts[_phase(args)] = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        if f"{_phase(args)}-{state.global_step}" == self.stop:
+            sys.exit(7)
+
+
+class NotedTrainer(SecureSFTTrainer):
+    """Also notes as what the model was wrapped while the loss was computed."""
+
+    wrappers: ClassVar[set[str]] = set()
+
+    def compute_loss(self, model: Any, *arguments: Any, **named: Any) -> Any:
+        NotedTrainer.wrappers.add("DDP" if isinstance(model, DistributedDataParallel) else type(model).__name__)
+        return super().compute_loss(model, *arguments, **named)
+
+
+def _phase(args: Any) -> str:
+    return "warmup" if str(args.output_dir).endswith("warmup") else "main"
+
+
+def run(
+    model: Path, out: Path, method: str, lora: bool, processes: int, resume: bool = False, stop: str | None = None
+) -> dict[str, Any]:
+    """Train, and return losses, weights at the start of each phase and at the end, and how it was done."""
+    config = SecureSFTConfig(
+        str(out), method=method, robust_modules=UPPER, warmup_phase_steps=4, max_steps=6, learning_rate=1e-2, seed=3,
+        per_device_train_batch_size=ROWS_A_STEP // processes, logging_steps=1.0, save_strategy="steps", save_steps=2.0,
+        report_to="none", use_cpu=True, bf16=False, activation_checkpointing=False, disable_tqdm=True,
+    )  # fmt: skip
+    watch = Watch(stop)
+    trainer = NotedTrainer(
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        config,
+        train_dataset=Dataset.from_list(make_rows()),
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"]) if lora else None,
+        callbacks=[watch],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return {
+        "processes": trainer.args.world_size,
+        "wrappers": NotedTrainer.wrappers,
+        "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+        "starts": watch.starts,
+        "end": {name: value.detach().clone() for name, value in trainer.network.named_parameters()},
+    }
+
+
+def main() -> None:
+    """Train as the arguments say; each process writes what it found."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--method", default="swat")
+    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--stop")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = run(
+        arguments.model, arguments.out / "run", arguments.method, arguments.lora, 2, arguments.resume, arguments.stop
+    )
+    torch.save(found, arguments.out / f"{torch.distributed.get_rank()}.pt")
+
+
+if __name__ == "__main__":
+    main()
