@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from transformers import PreTrainedModel, TrainingArguments
+from trl import SFTConfig
 
 from securetune.analysis import analyze_robustness
 from securetune.artifacts import RobustModules
 from securetune.config import AnalysisSettings, ModelSettings, ProbeSettings, SearchSettings
-from securetune.data.prompts import load_probes
+from securetune.data.prompts import ProbeSet, load_probes
 from securetune.models import ChatModel, identify
+from securetune.pipeline.refusal_probe import RefusalProbe
 from securetune.search import search_robust_modules
 from securetune.training.adapters import plain_model
+from securetune.training.secure_config import SecureSFTConfig
 from securetune.training.secure_trainer import MethodTrainer
 
 
@@ -28,6 +33,17 @@ class SecureSFTTrainer(MethodTrainer):
         >>> SecureSFTTrainer(model, config, train_dataset=dataset).train()  # doctest: +SKIP
     """
 
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: SecureSFTConfig | SFTConfig | TrainingArguments | None = None,
+        *positional: Any,
+        **arguments: Any,
+    ) -> None:
+        if isinstance(args, SecureSFTConfig) and args.refusal_probe_steps:
+            arguments["callbacks"] = [*(arguments.get("callbacks") or []), _refusal_probe(args, model)]
+        super().__init__(model, args, *positional, **arguments)
+
     def found_automatically(self) -> RobustModules:
         """Analyze the model and search.
 
@@ -42,11 +58,27 @@ class SecureSFTTrainer(MethodTrainer):
         return manifest
 
 
+def _probes(args: Any, model_name: str) -> ProbeSet:
+    return load_probes(ProbeSettings(harmful=args.probe_harmful, harmless=args.probe_harmless), model_name)
+
+
+def _refusal_probe(args: SecureSFTConfig, model: str | PreTrainedModel | PeftModel) -> RefusalProbe:
+    """Make the probe from prompts that nothing is fitted on."""
+    probes = _probes(args, model if isinstance(model, str) else plain_model(model).name_or_path or "")
+    count = args.refusal_probe_prompts
+    return RefusalProbe(
+        probes.score_harmful[:count],
+        probes.score_harmless[:count],
+        args.refusal_probe_steps,
+        args.refusal_probe_stop_below,
+    )
+
+
 def _searched(trainer: MethodTrainer) -> RobustModules:
     network = plain_model(trainer.network)
     settings = ModelSettings(name=network.name_or_path or type(network).__name__)
     chat = ChatModel(network, trainer._tokenizer, settings, identify(network, trainer._tokenizer, settings))
-    probes = load_probes(ProbeSettings(), settings.name)
+    probes = _probes(trainer.args, settings.name)
     was_training = network.training
     network.eval()
     try:

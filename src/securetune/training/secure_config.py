@@ -38,6 +38,14 @@ class SecureSFTConfig(SFTConfig):
         warmup_phase_learning_rate: `swat` only: peak rate of that phase (> 0). None: `learning_rate`.
         other_parameters: Where embeddings, norms and the head belong if they train: `rest` (default; slow in `ml-lr`,
             frozen in the warm-up), `robust`, or `frozen` in every phase.
+        probe_harmful: Harmful prompts for `auto` and for the refusal probe: a file or data set, as `securetune analyze
+            --harmful` takes it. None: the built-in ones.
+        probe_harmless: The same for harmless prompts; both or neither must be given.
+        refusal_probe_steps: Optimizer steps between two looks at refusals while training, in every phase: harmful and
+            harmless prompts are answered, and the shares refused are logged. 0 (default): never, since it takes
+            time.
+        refusal_probe_prompts: Prompts of each kind (≥ 1). Default 16: enough to see refusals go, not to measure them.
+        refusal_probe_stop_below: End the phase if the refusal rate falls below this, in [0, 1]. None: never.
         log_update_norms: Log with every loss how far each group has moved, as a norm relative to its weights. It needs
             a copy in CPU memory of all that trains. None: on for adapters, which are small.
 
@@ -68,6 +76,15 @@ class SecureSFTConfig(SFTConfig):
     other_parameters: str = field(
         default="rest", metadata={"help": "Embeddings, norms and head: rest, robust or frozen."}
     )
+    probe_harmful: str | None = field(default=None, metadata={"help": "Harmful prompts for auto and refusal probe."})
+    probe_harmless: str | None = field(default=None, metadata={"help": "Harmless prompts for auto and refusal probe."})
+    refusal_probe_steps: int = field(
+        default=0, metadata={"help": "Steps between two looks at refusals while training; 0: never."}
+    )
+    refusal_probe_prompts: int = field(default=16, metadata={"help": "Prompts of each kind in the refusal probe."})
+    refusal_probe_stop_below: float | None = field(
+        default=None, metadata={"help": "End the phase if the refusal rate falls below this share."}
+    )
     log_update_norms: bool | None = field(
         default=None, metadata={"help": "Log how far each group has moved; default: for adapters only."}
     )
@@ -96,8 +113,23 @@ class SecureSFTConfig(SFTConfig):
             problems.append("warmup_phase_steps and warmup_phase_epochs say the same; give one of them")
         if self.warmup_phase_epochs is not None and not self.warmup_phase_epochs > 0:
             problems.append(f"warmup_phase_epochs must be above 0; got {self.warmup_phase_epochs}")
+        problems += self._probe_problems()
         if problems:
             raise ConfigError(problems)
+
+    def _probe_problems(self) -> list[str]:
+        problems = []
+        if bool(self.probe_harmful) != bool(self.probe_harmless):
+            problems.append("probe_harmful and probe_harmless must be given together")
+        if self.refusal_probe_steps < 0:
+            problems.append(f"refusal_probe_steps must be at least 0; got {self.refusal_probe_steps}")
+        if self.refusal_probe_prompts < 1:
+            problems.append(f"refusal_probe_prompts must be at least 1; got {self.refusal_probe_prompts}")
+        if self.refusal_probe_stop_below is not None and not 0 <= self.refusal_probe_stop_below <= 1:
+            problems.append(f"refusal_probe_stop_below must be in [0, 1]; got {self.refusal_probe_stop_below}")
+        if self.refusal_probe_stop_below is not None and self.refusal_probe_steps == 0:
+            problems.append("refusal_probe_stop_below needs refusal_probe_steps, the steps between two probes")
+        return problems
 
     def secure_settings(self) -> TrainingSettings:
         """Return the settings that defenses know, as far as they are known before the model.

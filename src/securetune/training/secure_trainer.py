@@ -111,6 +111,7 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
             trial: As with transformers.
             ignore_keys_for_eval: As with transformers.
         """
+        self._introduce()
         if not hasattr(self, "_sets"):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self._phases = self.defense.phases(self._context())
@@ -124,10 +125,17 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
         freeze_all_but(self.network, trained_names(self.phase) & trainable)
         if self._logs_update_norms:
             self._start = take_snapshot(self.network)
+        self._introduce()
         output: TrainOutput = super().train(checkpoint, trial, ignore_keys_for_eval)
         freeze_all_but(self.network, trainable)
         self.defense.after_training(self.network, self._context())
         return output
+
+    def _introduce(self) -> None:
+        """Tell callbacks that ask for it which trainer is at work: transformers tells them the model only."""
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "trainer"):
+                callback.trainer = self
 
     def _main_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | None:
         if isinstance(resume_from_checkpoint, str):
