@@ -93,9 +93,15 @@ def test_ci_runs_what_people_run():
 
 def test_python_examples_in_the_readme_compile():
     """The README's Python names things that exist."""
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    compile(example, "README.md", "exec")
-    assert set(re.findall(r"securetune\.(\w+)\(", example)) <= set(securetune.__all__)
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        compile(example, "README.md", "exec")
+        named = re.findall(r"securetune\.(\w+)\(", example)
+        imported = re.findall(r"^from securetune import (.*)$", example, re.MULTILINE)
+        named += [name for names in imported for name in names.split(", ")]
+        assert named
+        assert set(named) <= set(securetune.__all__)
 
 
 def test_public_functions_are_found():

@@ -71,10 +71,10 @@ def whole(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 
 @pytest.mark.parametrize("stop", ["warmup-3", "main-1", "main-3"])
-def test_an_interrupted_training_of_two_processes_goes_on(
+def test_a_killed_training_of_two_processes_goes_on(
     whole: list[dict[str, Any]], tiny_model_dir: Path, tmp_path: Path, stop: str
 ):
-    """Stopped in the warm-up, at the boundary or in the main phase, it ends with the weights of a whole one."""
+    """Killed in the warm-up, at the boundary or in the main phase, it ends with the weights of a whole one."""
     assert launch(tiny_model_dir, tmp_path, "--lora", "--stop", stop).returncode != 0
     resumed = results(tiny_model_dir, tmp_path, "--lora", "--resume")
     for one, other in zip(whole, resumed, strict=True):
