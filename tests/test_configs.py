@@ -16,8 +16,26 @@ RECIPES = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("src/**/*.yaml")])
 
 def test_no_recipe_is_left_out():
     """None was lost, and none was added without being loaded here."""
-    names = ["ml-lr-full.yaml", "swat-full.yaml", "swat-lora.yaml", "tiny-world-sweep.yaml", "demo.yaml"]
-    assert [path.name for path in RECIPES] == names
+    models = [
+        "gemma-2-9b-it",
+        "llama-2-7b-chat",
+        "llama-3.1-8b-instruct",
+        "mistral-7b-instruct",
+        "phi-3-mini",
+        "qwen2.5-7b-instruct",
+        "qwen3-8b",
+        "smollm2-135m-instruct",
+    ]
+    others = ["ml-lr-full.yaml", "swat-full.yaml", "swat-lora.yaml", "tiny-world-sweep.yaml", "demo.yaml"]
+    assert sorted(path.name for path in RECIPES) == sorted([*(f"{model}.yaml" for model in models), *others])
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path.is_relative_to(ROOT / "configs")], ids=lambda path: path.stem
+)
+def test_a_recipe_opens_with_its_command(path):
+    """What is to be typed is its first line, with its own path."""
+    assert path.read_text().startswith(f"# securetune run {path.relative_to(ROOT)} --out runs/{path.stem}\n")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
