@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from securetune.data.conversations import read_conversations
+from securetune.data.conversations import read_conversations, read_training_data
 from securetune.errors import DataError
 
 USER = {"role": "user", "content": "hello"}
@@ -15,6 +15,13 @@ PAIR = [USER, ASSISTANT]
 
 CASES = {
     "messages": {"messages": PAIR, "source": "ignored"},
+    "ShareGPT": {"id": "1", "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}]},
+    "ShareGPT, other names": {
+        "conversations": [{"from": "user", "value": "hello"}, {"from": "bot", "value": "hi", "weight": None}],
+        "system": "",
+    },
+    "messages under ShareGPT's name": {"conversations": PAIR},
+    "a table with empty columns": {"messages": None, "prompt": "hello", "response": "hi", "conversations": None},
     "TRL, text": {"prompt": "hello", "completion": "hi"},
     "TRL, messages": {"prompt": [USER], "completion": [ASSISTANT]},
     "prompt and response": {"prompt": "hello", "response": "hi"},
@@ -73,13 +80,19 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
             {"messages": [USER, ASSISTANT, ASSISTANT]},
             "[1, 2]\n",
             {"prompt": "q", "input": 3, "completion": "a"},
+            {"conversations": [{"from": "robot", "value": "x"}]},
+            {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": ""}]},
+            {"conversations": "x"},
+            {"messages": [{"role": "system", "content": "a"}, *PAIR], "system": "b"},
+            {"messages": PAIR, "system": 3},
+            {"prompt": None, "completion": "hi"},
         ],
     )
     with pytest.raises(DataError) as caught:
         read_conversations(path)
     expected = {
         2: "not valid JSON",
-        3: "must have `messages`, or a question .* got the fields text",
+        3: r"must have `messages`, `conversations` \(ShareGPT\), or a question .* got the fields text",
         4: "`prompt` must be text that is not empty; got ''",
         5: "the last message must be the assistant's",
         6: r"messages\[0\]: role must be one of system, user, assistant; got 'robot'",
@@ -87,6 +100,12 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
         8: "every assistant message must answer",
         9: "must be a JSON object; got list",
         10: "`input` and `context` must be text",
+        11: r"conversations\[0\]: `from` must be one of human, user, gpt, bot, assistant, system; got 'robot'",
+        12: r"conversations\[1\]: `value` must be text that is not empty; got ''",
+        13: "`conversations` must be a list that is not empty; got 'x'",
+        14: "has two system messages",
+        15: "`system` must be text; got 3",
+        16: "`prompt` must be text that is not empty; got nothing",
     }
     assert len(caught.value.problems) == len(expected)
     for (row, pattern), problem in zip(expected.items(), caught.value.problems, strict=True):
@@ -105,10 +124,14 @@ def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "must hold at least one conversation; got an empty file"),
+        (b"", "must hold at least one conversation; got no rows"),
         (b"[]", "must hold at least one conversation"),
         (b"\xff\xfe\x00", "cannot be read as UTF-8"),
         (b'[{"a": 1},', "line 1: not valid JSON"),
+        (b'{\n"data": [\n}', "line 3: not valid JSON"),
+        (b'{"a": [1], "b": [2]}', "must hold one list of rows; got the lists a, b"),
+        (b'{"data": [3]}', "row 1: must be a JSON object; got int"),
+        (b"PAR1", "cannot be read as Parquet"),
     ],
 )
 def test_unusable_files(content: bytes, sentence: str, tmp_path: Path) -> None:
@@ -119,10 +142,26 @@ def test_unusable_files(content: bytes, sentence: str, tmp_path: Path) -> None:
         read_conversations(path)
 
 
-def test_a_missing_file_names_the_embedded_data(tmp_path: Path) -> None:
-    """A missing file is an error that says what could be given instead."""
-    with pytest.raises(DataError, match=r'no such data file\. Give a JSON-lines file, or "tiny-world"'):
+def test_a_missing_file_says_what_could_be_given(tmp_path: Path) -> None:
+    """A missing file, a folder and a bare hub name are errors that say what could be given instead."""
+    with pytest.raises(DataError, match=r'no such data file\. Give a file of JSON lines, .* or "tiny-world"\.$'):
         read_conversations(tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError, match=f"is a folder. To take it as a data set, write folder:{tmp_path}"):
+        read_conversations(tmp_path)
+    with pytest.raises(DataError, match="For the data set on the hub, write hub:someone/chats"):
+        read_conversations("someone/chats")
+
+
+def test_a_system_field_comes_first(tmp_path: Path) -> None:
+    """A `system` field is the system message, in any shape; repeating it in the first turn adds nothing."""
+    system = {"role": "system", "content": "be brief"}
+    rows = [
+        {"system": "be brief", "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}]},
+        {"system": "be brief", "prompt": "hello", "completion": "hi"},
+        {"system": "be brief", "messages": [system, *PAIR]},
+    ]
+    found = read_conversations(write_lines(tmp_path / "data.jsonl", rows))
+    assert found == [{"messages": [system, *PAIR]}] * 3
 
 
 def test_tiny_world_is_a_data_set() -> None:
@@ -131,3 +170,11 @@ def test_tiny_world_is_a_data_set() -> None:
     assert len(rows) == 20
     assert rows == read_conversations("tiny-world", count=20)
     assert [message["role"] for message in rows[0]["messages"]] == ["user", "assistant"]
+
+
+def test_shapes_are_counted(tmp_path: Path) -> None:
+    """What each row was recognised as is counted, so that a run can say it."""
+    rows = [CASES["messages"], CASES["ShareGPT"], *[CASES["GSM8K"]] * 2, CASES["Alpaca without input"]]
+    path = write_lines(tmp_path / "data.jsonl", rows)
+    assert read_training_data(path).shapes == {"messages": 1, "sharegpt": 1, "question/answer": 2, "alpaca": 1}
+    assert read_training_data("tiny-world", count=20).shapes == {"messages": 20}

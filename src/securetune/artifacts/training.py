@@ -98,6 +98,8 @@ class TrainingData(Artifact):
     Attributes:
         hash: Hash of the conversations.
         conversations: Number of conversations given.
+        shapes: Shape the rows were recognised as (`messages`, `sharegpt`, `alpaca`, `prompt/completion`, …) → their
+            number; empty if conversations were given and not a file.
         rows: Token rows made of them (more, if a template shows an earlier turn differently from the last).
         cut_rows: Rows longer than the longest allowed, cut at their end.
         dropped_rows: Rows of which the cut left no answer; they are not trained on.
@@ -108,6 +110,7 @@ class TrainingData(Artifact):
 
     hash: str
     conversations: int
+    shapes: dict[str, int] = Field(default_factory=dict)
     rows: int
     cut_rows: int
     dropped_rows: int

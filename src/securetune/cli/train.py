@@ -19,7 +19,12 @@ def train(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="A recipe; flags win over it.")] = None,
     method: Annotated[str | None, typer.Option(metavar="NAME", help="Method, or a label of the recipe.")] = None,
     model: Annotated[str | None, typer.Option(metavar="MODEL", help="Embedded model, folder or hub name.")] = None,
-    data: Annotated[str | None, typer.Option(metavar="FILE", help="Conversations, as JSON lines.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Conversations: a file, hub:owner/name[:split] or folder:PATH of a data set."
+        ),
+    ] = None,
     modules: Annotated[str | None, typer.Option(metavar="FILE", help="Manifest that `search` wrote.")] = None,
     set_: Set = None,
     json_: Json = False,

@@ -69,7 +69,9 @@ class RunConfig(Settings):
 
     Attributes:
         model: The aligned start model.
-        data: Training data: a file of conversations, or `tiny-world` for the embedded downstream data.
+        data: Training data: a file of conversations (JSON lines, JSON, CSV, TSV or Parquet), a data set
+            (`hub:owner/name[@revision][#configuration][:split]`, or `folder:path` with the same endings), or
+            `tiny-world` for the embedded downstream data.
         probes: Prompts of analysis and search.
         analysis: Robustness sweep.
         search: Search for the robust set.

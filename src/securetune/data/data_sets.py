@@ -1,4 +1,4 @@
-"""Prompts from a data set: one on the Hugging Face hub, or a folder that the `datasets` library can read.
+"""Rows and prompts of a data set: one on the Hugging Face hub, or a folder that the `datasets` library can read.
 
 A data set is named in one of these ways; what stands in brackets may be left out:
 
@@ -7,7 +7,8 @@ A data set is named in one of these ways; what stands in brackets may be left ou
   text files
 
 The split may be left out if there is one only; the column if it is called `prompt` or `messages`. An empty split stands
-for the only one, as in `hub:owner/name::goal`. No code of a data set is ever run: the library has no loading scripts.
+for the only one, as in `hub:owner/name::goal`. Training takes whole rows, so no column is named there. No code of a
+data set is ever run: the library has no loading scripts.
 """
 
 from __future__ import annotations
@@ -82,6 +83,19 @@ def read_data_set(source: str) -> list[Prompt]:
         for number, value in enumerate(values, start=1)
     }
     return list(usable_rows(source, prompts).values())
+
+
+def read_data_set_rows(source: str) -> list[dict[str, Any]]:
+    """Read whole rows of a data set, each with all its columns.
+
+    Raises:
+        DataError: As `read_data_set` does, but for the column; or if a column is named.
+    """
+    name = _parse(source)
+    if name.column is not None:
+        raise DataError(f"{source}: training takes whole rows, so no column is named. Leave out :{name.column}")
+    rows: list[dict[str, Any]] = _choose_split(name, _load(name))[1].to_list()
+    return rows
 
 
 def _parse(source: str) -> DataSetName:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from securetune.artifacts import RobustModules, TrainingInputs, read_artifact, sha256_json
 from securetune.config import MODULE_SETS, ModelSettings, TrainingSettings
-from securetune.data.conversations import Conversation, read_conversations
+from securetune.data.conversations import Conversation, read_training_data
 from securetune.defenses import Defense, find_defense
 from securetune.errors import ArtifactError, ConfigError, InputError, ProblemList
 from securetune.models import check_model, check_same_model_in_files
@@ -44,6 +44,7 @@ class CheckedTraining:
     Attributes:
         defense: The method.
         conversations: The training data, as given.
+        shapes: Shape of the rows of a file or data set → number of rows; empty if conversations were given.
         manifest: Mods_Rob, or None.
         manifest_name: Where it came from, for messages.
         inputs: Identity of all of this, for the output folder.
@@ -51,6 +52,7 @@ class CheckedTraining:
 
     defense: Defense
     conversations: Sequence[Conversation]
+    shapes: Mapping[str, int]
     manifest: RobustModules | None
     manifest_name: str
     inputs: TrainingInputs
@@ -68,7 +70,7 @@ def check_training(
     Args:
         settings: How to train.
         model: The start model.
-        data: A file, the name of embedded data, or conversations.
+        data: A file, the name of a data set or of the embedded data, or conversations.
         out: Output folder.
         manifest: Mods_Rob; None reads the file that `settings.modules` names, if it names one.
 
@@ -77,13 +79,14 @@ def check_training(
     """
     problems = ProblemList()
     defense = conversations = None
+    shapes: Mapping[str, int] = {}
     with problems.collect():
         defense = find_defense(settings.method)
     problems.found += setting_problems(settings, model)
     model_problems = check_model(model)
     problems.found += model_problems
     with problems.collect():
-        conversations = read_conversations(data) if isinstance(data, str | Path) else data
+        conversations, shapes = read_training_data(data) if isinstance(data, str | Path) else (data, {})
     with problems.collect():
         manifest = manifest or _manifest_of(settings)
         _check_manifest(manifest, settings, defense)
@@ -98,7 +101,7 @@ def check_training(
     assert defense is not None
     assert conversations is not None
     assert inputs is not None
-    return CheckedTraining(defense, conversations, manifest, manifest_name, inputs)
+    return CheckedTraining(defense, conversations, shapes, manifest, manifest_name, inputs)
 
 
 def training_inputs(

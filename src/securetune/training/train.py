@@ -64,7 +64,7 @@ def train(
         settings: How to train.
         model: The start model. With `dtype: auto`, all parameters are trained in float32, because small updates vanish
             in bfloat16; LoRA keeps the start model's precision, and its adapters are float32.
-        data: A file of conversations, `tiny-world`, or conversations.
+        data: A file of conversations, the name of a data set, `tiny-world`, or conversations.
         out: Output folder.
         manifest: The robust modules, or None if the method needs none or `settings.modules` names the file.
         progress: Called after each step with the phase's name, the step and the number of steps.
@@ -188,7 +188,7 @@ def _run(
         selection=manifest.selection if manifest else None,
         robust_modules=_robust_names(manifest),
         modules_without_adapter=[name for name in _robust_names(manifest) if name not in adapted],
-        data=rows.counts,
+        data=rows.counts.model_copy(update={"shapes": dict(checked.shapes)}),
         phases=phases,
         update=measure_update(job.model, start, job.modules, set(job.robust_modules)),
         notes=rows.notes,
