@@ -84,6 +84,10 @@ def test_long_rows_are_cut_and_counted(tokenizer: PreTrainedTokenizerFast) -> No
     assert max(len(row["input_ids"]) for row in encoded.dataset) == 16
     assert any("2 of 3 rows were longer than 16 tokens" in note for note in encoded.notes)
     assert counts.tokens == sum(len(row["input_ids"]) for row in encoded.dataset)
+    uncut = encode_conversations(tokenizer, [ONE_TURN, TWO_TURNS, long_question], 64).counts
+    assert (uncut.cut_rows, uncut.cut_tokens, uncut.dropped_rows) == (0, 0, 0)
+    assert counts.cut_tokens == uncut.tokens - counts.tokens > 0
+    assert any(f"{counts.cut_tokens} of {uncut.tokens} tokens were lost" in note for note in encoded.notes)
 
 
 def test_no_answer_left_at_all(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -102,10 +102,13 @@ class TrainingData(Artifact):
             number; empty if conversations were given and not a file.
         rows: Token rows made of them (more, if a template shows an earlier turn differently from the last).
         cut_rows: Rows longer than the longest allowed, cut at their end.
+        cut_tokens: Tokens lost by it, those of dropped rows included.
         dropped_rows: Rows of which the cut left no answer; they are not trained on.
         max_length_tokens: Longest row allowed.
         tokens: Tokens a pass over the data.
         answer_tokens: Those of them that carry loss.
+        packed_sequences: Sequences that the rows were packed into, or None without packing.
+        packing_efficiency: Share of those sequences' places, in (0, 1], that hold a token, or None without packing.
     """
 
     hash: str
@@ -113,10 +116,13 @@ class TrainingData(Artifact):
     shapes: dict[str, int] = Field(default_factory=dict)
     rows: int
     cut_rows: int
+    cut_tokens: int = 0
     dropped_rows: int
     max_length_tokens: int
     tokens: int
     answer_tokens: int
+    packed_sequences: int | None = None
+    packing_efficiency: float | None = Field(default=None, gt=0.0, le=1.0)
 
 
 class TrainingResult(Artifact):

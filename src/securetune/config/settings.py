@@ -199,6 +199,9 @@ class TrainingSettings(Settings):
         weight_decay: AdamW's.
         max_grad_norm: Gradient clipping; 0 turns it off.
         max_length: Tokens a row; longer rows are cut and counted.
+        loss_on: Which tokens carry loss: `answers`, those of every assistant turn and its end, because every one is an
+            example of what to say; `last-answer`, those of the final turn alone, for data whose earlier turns are
+            context; or `all`, the questions and the template's words too, for text rather than chat.
         gradient_checkpointing: Recompute activations: slower, less memory.
         bf16: Mixed precision; None turns it on where a GPU supports it.
         learning_rate_ratio: ML-LR only, in [0, 1]: rate of the rest over the base rate. 0.1 is the value that worked in
@@ -226,6 +229,7 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(default=0.0, ge=0.0)
     max_grad_norm: float = Field(default=1.0, ge=0.0)
     max_length: PositiveInt = 1024
+    loss_on: Literal["answers", "last-answer", "all"] = "answers"
     gradient_checkpointing: bool = False
     bf16: bool | None = None
     learning_rate_ratio: Fraction = 0.1

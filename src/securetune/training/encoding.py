@@ -1,7 +1,6 @@
-"""Conversations become token rows; only the assistant's words carry loss.
+"""Conversations become token rows of limited length, with labels where a token carries loss.
 
-The text is what the model's own chat template gives. A token carries loss if it holds a character of an assistant turn,
-the end of the turn included, so that the model learns to stop.
+A token carries loss if it holds a character of an answer that is to be learned, as `rendered_rows` finds them.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from securetune.artifacts import TrainingData, sha256_json
-from securetune.data.conversations import Conversation, Message
+from securetune.data.conversations import Conversation
 from securetune.errors import DataError, ModelError
-from securetune.models import render_conversation, render_prompt
+from securetune.training.rendered_rows import LossOn, render_rows
 
 IGNORED_LABEL = -100
-_MOST_PROBLEMS_SHOWN = 20
 _ENDING_TOKENS = 3
 
 
@@ -36,37 +34,38 @@ class EncodedConversations(NamedTuple):
     notes: list[str]
 
 
-class _Text(NamedTuple):
-    """A rendered row, and the character ranges of it that carry loss."""
-
-    text: str
-    answers: tuple[tuple[int, int], ...]
-
-
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Conversation],
+    max_length: int,
+    loss_on: LossOn = "answers",
 ) -> EncodedConversations:
     """Render and tokenize training data.
 
     Args:
         tokenizer: A fast tokenizer with a chat template.
         conversations: Each ends with the assistant.
-        max_length: Longest row in tokens; longer ones are cut at their end.
+        max_length: Longest row in tokens; longer ones are cut at their end, and dropped if no token with loss is left.
+        loss_on: Which tokens carry loss: those of all answers, of the last one of each conversation, or all tokens.
 
     Raises:
-        DataError: If the template refuses a conversation (each is named), or no answer is left after the cut.
+        DataError: If the template refuses a conversation (each is named), or hides which tokens are the answer; or if
+            no answer is left after the cut.
         ModelError: If the tokenizer is a slow one.
     """
     if not tokenizer.is_fast:
         raise ModelError("training needs a fast tokenizer (tokenizer.json): a slow one cannot tell where a token lies")
-    texts = _rendered(tokenizer, conversations)
+    texts = render_rows(tokenizer, conversations, loss_on)
     encoded = tokenizer([row.text for row in texts], add_special_tokens=False, return_offsets_mapping=True)
-    input_ids, labels, cut, dropped = [], [], 0, 0
+    input_ids, labels, cut, cut_tokens, dropped = [], [], 0, 0, 0
     for row, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         cut += len(ids) > max_length
-        row_labels = _labels(ids, offsets, row.answers)[:max_length]
+        cut_tokens += max(0, len(ids) - max_length)
+        row_labels = list(ids) if loss_on == "all" else _labels(ids, offsets, row.answers)
+        row_labels = row_labels[:max_length]
         if all(label == IGNORED_LABEL for label in row_labels[1:]):  # the first token is never predicted
             dropped += 1
+            cut_tokens += min(len(ids), max_length)
             continue
         input_ids.append(ids[:max_length])
         labels.append(row_labels)
@@ -77,6 +76,7 @@ def encode_conversations(
         conversations=len(conversations),
         rows=len(texts),
         cut_rows=cut,
+        cut_tokens=cut_tokens,
         dropped_rows=dropped,
         max_length_tokens=max_length,
         tokens=sum(map(len, input_ids)),
@@ -89,46 +89,6 @@ def encode_conversations(
 def conversations_hash(conversations: Sequence[Conversation]) -> str:
     """Hash the content of training data, independently of the file format it came in."""
     return sha256_json([list(conversation["messages"]) for conversation in conversations])
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[_Text]:
-    texts: list[_Text] = []
-    problems: list[str] = []
-    for number, conversation in enumerate(conversations, start=1):
-        try:
-            texts += _texts(tokenizer, conversation["messages"])
-        except DataError as error:
-            problems += [f"conversation {number}: {problem}" for problem in error.problems]
-    if problems:
-        hidden = len(problems) - _MOST_PROBLEMS_SHOWN
-        raise DataError(problems[:_MOST_PROBLEMS_SHOWN] + [f"{hidden} more conversations are refused"] * (hidden > 0))
-    return texts
-
-
-def _texts(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[_Text]:
-    """Render one conversation: as one text if the template shows every turn as it was, else one text an answer.
-
-    Some templates change earlier turns, for instance drop their reasoning; then the text up to an answer is not the
-    beginning of the whole, and each answer is learned in the context in which it will be given.
-    """
-    whole = render_conversation(tokenizer, messages)
-    answers = []
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    for turn in turns:
-        is_last = turn == len(messages) - 1
-        before = render_prompt(tokenizer, messages[:turn])
-        through = whole if is_last else render_conversation(tokenizer, messages[: turn + 1])
-        if not (whole.startswith(before) and whole.startswith(through)):
-            return [_last_answer(tokenizer, messages[: end + 1]) for end in turns]
-        answers.append((len(before), len(through)))
-    return [_Text(whole, tuple(answers))]
-
-
-def _last_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> _Text:
-    whole = render_conversation(tokenizer, messages)
-    before = render_prompt(tokenizer, messages[:-1])
-    start = next((i for i, pair in enumerate(zip(whole, before, strict=False)) if pair[0] != pair[1]), len(before))
-    return _Text(whole, ((start, len(whole)),))
 
 
 def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], answers: tuple[tuple[int, int], ...]) -> list[int]:
@@ -154,6 +114,7 @@ def _notes(tokenizer: PreTrainedTokenizerBase, first_row: Sequence[int], counts:
     if counts.cut_rows:
         notes.append(
             f"{counts.cut_rows} of {counts.rows} rows were longer than {counts.max_length_tokens} tokens and were cut; "
-            f"{counts.dropped_rows} of them had no answer left and were dropped."
+            f"{counts.dropped_rows} of them had no answer left and were dropped. {counts.cut_tokens:,} of "
+            f"{counts.tokens + counts.cut_tokens:,} tokens were lost."
         )
     return notes

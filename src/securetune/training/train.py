@@ -129,7 +129,7 @@ def _encoded(checked: CheckedTraining, settings: TrainingSettings, chat: ChatMod
     context = getattr(chat.model.config.get_text_config(), "max_position_embeddings", None)
     longest = min(settings.max_length, context) if context else settings.max_length
     conversations = checked.defense.prepare_data(checked.conversations, settings)
-    return encode_conversations(chat.tokenizer, conversations, longest)
+    return encode_conversations(chat.tokenizer, conversations, longest, settings.loss_on)
 
 
 def _prepared(
