@@ -191,7 +191,7 @@ class TrainingSettings(Settings):
         learning_rate: Base rate (> 0); None takes 2e-5 for all parameters and 2e-4 for LoRA.
         max_steps: Optimizer steps of the main phase; None derives them from `num_train_epochs`.
         num_train_epochs: Passes over the data when `max_steps` is None.
-        per_device_train_batch_size: Rows a step and process.
+        per_device_train_batch_size: Rows a step and process; with `packing`, sequences.
         gradient_accumulation_steps: Batches an optimizer step.
         lr_scheduler_type: transformers' name of the schedule; each phase runs its own.
         warmup_steps: Learning-rate warm-up (not the SWAT phase): steps, or a share of the phase if below 1, rounded up.
@@ -202,6 +202,9 @@ class TrainingSettings(Settings):
         loss_on: Which tokens carry loss: `answers`, those of every assistant turn and its end, because every one is an
             example of what to say; `last-answer`, those of the final turn alone, for data whose earlier turns are
             context; or `all`, the questions and the template's words too, for text rather than chat.
+        packing: Put several rows into one sequence of `max_length` tokens, none of which sees another: no padding, and
+            fewer steps an epoch. A batch is one long sequence then, and every attention but flash attention costs its
+            square: take few sequences a step. Off: learning rates and batch sizes of recipes are for rows.
         gradient_checkpointing: Recompute activations: slower, less memory.
         bf16: Mixed precision; None turns it on where a GPU supports it.
         learning_rate_ratio: ML-LR only, in [0, 1]: rate of the rest over the base rate. 0.1 is the value that worked in
@@ -230,6 +233,7 @@ class TrainingSettings(Settings):
     max_grad_norm: float = Field(default=1.0, ge=0.0)
     max_length: PositiveInt = 1024
     loss_on: Literal["answers", "last-answer", "all"] = "answers"
+    packing: bool = False
     gradient_checkpointing: bool = False
     bf16: bool | None = None
     learning_rate_ratio: Fraction = 0.1

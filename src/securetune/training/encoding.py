@@ -24,7 +24,7 @@ class EncodedConversations(NamedTuple):
     """Token rows ready for the trainer.
 
     Attributes:
-        dataset: Columns `input_ids` and `labels`.
+        dataset: Columns `input_ids` and `labels`; packed sequences also have `seq_lengths`.
         counts: What was made of the conversations.
         notes: Sentences a user should read.
     """

@@ -12,7 +12,6 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from securetune.artifacts import (
     PhaseResult,
@@ -25,9 +24,9 @@ from securetune.artifacts import (
 from securetune.config import TrainingSettings
 from securetune.defenses import Defense, Phase
 from securetune.models import ProjectionModule
-from securetune.models.rendering import padding_token_id
 from securetune.progress import ProgressCallback
 from securetune.training.model_traces import trainer_traces_removed
+from securetune.training.packing import collator
 from securetune.training.phase_progress import PhaseProgress, rewind_log
 from securetune.training.phase_trainer import PhaseTrainer, complete_checkpoint, remove_checkpoint
 from securetune.training.update_norms import Snapshot, measure_update
@@ -47,7 +46,7 @@ class PhaseJob:
         defense: The method.
         settings: The run's settings.
         bf16: Whether to train in mixed precision.
-        dataset: Token rows.
+        dataset: Token rows, or sequences of them with `settings.packing`.
         modules: The model's projections.
         robust_modules: Names of those in Mods_Rob.
         out: The training's output folder.
@@ -109,7 +108,7 @@ def _train(job: PhaseJob, phase: Phase, folder: Path) -> float:
             args=_arguments(job, phase, folder),
             train_dataset=job.dataset,
             processing_class=job.tokenizer,
-            data_collator=DataCollatorForLanguageModeling(pad_token_id=padding_token_id(job.tokenizer)),
+            data_collator=collator(job.tokenizer, job.settings.packing),
             callbacks=[watcher],
         )
         trainer.remove_callback(PrinterCallback)  # it prints to stdout, which is for results

@@ -34,6 +34,7 @@ from securetune.training.checks import (
     warmup_problems,
 )
 from securetune.training.encoding import EncodedConversations, encode_conversations
+from securetune.training.packing import check_rows_stay_apart, pack_rows
 from securetune.training.parameters import split_parameters
 from securetune.training.phase_run import PhaseJob, forget_phases, mixed_precision, run_phase
 from securetune.training.tuned_model import base_reference, write_tuned_model
@@ -90,6 +91,8 @@ def train(
     rows = _encoded(checked, settings, chat)
     modules = map_modules(chat.model)
     network = _prepared(chat, modules, settings)
+    if settings.packing:
+        check_rows_stay_apart(network, chat.tokenizer, rows.dataset, mixed_precision(settings, chat.model.device))
     context = _context(checked, settings, network, modules, rows)
     if problems := warmup_problems(checked.defense, context.main_steps, settings):  # of epochs, known only now
         raise ConfigError(problems)
@@ -125,11 +128,15 @@ def _check_manifest_fits(checked: CheckedTraining, chat: ChatModel) -> None:
 
 
 def _encoded(checked: CheckedTraining, settings: TrainingSettings, chat: ChatModel) -> EncodedConversations:
-    """Encode the data; no row may be longer than the model's context."""
+    """Encode the data, and pack the rows if that is wished; none may be longer than the model's context."""
     context = getattr(chat.model.config.get_text_config(), "max_position_embeddings", None)
     longest = min(settings.max_length, context) if context else settings.max_length
     conversations = checked.defense.prepare_data(checked.conversations, settings)
-    return encode_conversations(chat.tokenizer, conversations, longest, settings.loss_on)
+    rows = encode_conversations(chat.tokenizer, conversations, longest, settings.loss_on)
+    if not settings.packing:
+        return rows
+    packed = pack_rows(rows.dataset, rows.counts)
+    return EncodedConversations(packed.dataset, packed.counts, [*rows.notes, packed.note])
 
 
 def _prepared(
