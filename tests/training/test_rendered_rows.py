@@ -1,6 +1,10 @@
 """Which tokens carry loss, under chat templates that trim, that have system messages, and that change earlier turns."""
 
+import re
+from pathlib import Path
+
 import pytest
+import trl
 from tiny_models import make_tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -8,7 +12,7 @@ from securetune.config import TrainingSettings
 from securetune.data.conversations import Conversation
 from securetune.errors import DataError
 from securetune.training.encoding import IGNORED_LABEL, encode_conversations
-from securetune.training.rendered_rows import LossOn
+from securetune.training.rendered_rows import LossOn, render_rows
 
 
 def turn(role: str, content: str) -> dict:
@@ -111,6 +115,34 @@ def test_an_answer_that_cannot_be_found(loss_on: LossOn) -> None:
     assert problem.startswith("conversation 2 (and 1 more): ")
     assert problem.endswith("set training.loss_on to all.")
     assert len(encode_conversations(tokenizer_with(SYSTEM_LAST), conversations, 64, "all").dataset) == 3
+
+
+TEMPLATES_OF_TRL = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+FOR_IMAGES = ("idefics3", "llava_next", "smolvlm")
+"""They take lists of parts only, and are refused."""
+
+
+@pytest.mark.parametrize("file", TEMPLATES_OF_TRL, ids=lambda file: file.stem)
+@pytest.mark.parametrize("has_system", [False, True], ids=["", "system"])
+def test_real_templates(file: Path, has_system: bool) -> None:
+    """Under the templates of real models each answer is found once, and no word of a question or a system message."""
+    tokenizer = tokenizer_with(file.read_text())
+    messages = [turn("user", " Ask1 "), turn("assistant", " Say1 "), turn("user", "Ask2"), turn("assistant", "Say2\n")]
+    conversation: Conversation = {"messages": [turn("system", "Rule"), *messages] if has_system else messages}
+    if file.stem.startswith(FOR_IMAGES) or (has_system and file.stem in ("gemma", "gemma_training")):
+        with pytest.raises(DataError):
+            render_rows(tokenizer, [conversation], "answers")
+        return
+    for loss_on, said in (("answers", ["Say1", "Say2"]), ("last-answer", ["Say2"])):
+        rows = render_rows(tokenizer, [conversation], loss_on)
+        learned = " ".join(row.text[begin:end] for row in rows for begin, end in row.answers)
+        assert re.findall("Ask1|Say1|Ask2|Say2|Rule", learned) == said
+        assert ("Rule" in rows[-1].text) == has_system
+
+
+def test_there_are_real_templates() -> None:
+    """TRL brings templates of dozens of models."""
+    assert len(TEMPLATES_OF_TRL) > 40
 
 
 def test_a_template_without_answers() -> None:

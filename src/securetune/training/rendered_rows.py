@@ -89,8 +89,7 @@ def _rows(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], loss_
         through = whole if is_last else render_conversation(tokenizer, messages[: turn + 1])
         if not (whole.startswith(before) and whole.startswith(through)):
             return [_last_answer(tokenizer, messages[: end + 1]) for end in turns]
-        if len(before) >= len(through):
-            raise _AnswerNotFoundError
+        _require_answer(messages[turn], through[len(before) :])
         answers.append((len(before), len(through)))
     return [RenderedRow(whole, tuple(answers))]
 
@@ -111,9 +110,15 @@ def _last_answer(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
         begin = _shared_length(before, whole)
         if begin < invitation:
             raise _AnswerNotFoundError
-    if begin >= len(whole):
-        raise _AnswerNotFoundError
+    _require_answer(messages[-1], whole[begin:])
     return RenderedRow(whole, ((begin, len(whole)),))
+
+
+def _require_answer(message: Message, shown: str) -> None:
+    """Refuse a text without the answer's last word: templates of image models leave out what is no list of parts."""
+    last_word = message["content"].split()[-1:]
+    if not shown or any(word not in shown for word in last_word):
+        raise _AnswerNotFoundError
 
 
 def _shared_length(first: str, second: str) -> int:
