@@ -23,6 +23,7 @@ FLAGS = {
     "analyze": {"--out", "--harmful", "--harmless", "--perturbation", "--data", "--set", "--json"},
     "search": {"--out", "--harmful", "--harmless", "--study", "--set", "--json"},
     "train": {"--out", "--method", "--model", "--data", "--modules", "--set", "--json"},
+    "export": {"--to", "--out", "--model", "--tune", "--method", "--set", "--json"},
     "evaluate": {"--out", "--suite", "--judge", "--task", "--set", "--json"},
     "report": {"--json"},
     "ls": {"--json"},

@@ -13,6 +13,7 @@ from securetune import __version__
 from securetune.cli.analyze import analyze
 from securetune.cli.demo import demo
 from securetune.cli.evaluate import evaluate
+from securetune.cli.export import export
 from securetune.cli.ls import ls
 from securetune.cli.report import report
 from securetune.cli.run import run
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (demo, run, analyze, search, train, evaluate, report, ls):
+for _command in (demo, run, analyze, search, train, export, evaluate, report, ls):
     app.command()(_command)
 app.add_typer(tiny_world, name="tiny-world")
 

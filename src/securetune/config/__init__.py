@@ -8,6 +8,7 @@ from securetune.config.files import nest, parse_overrides, read_yaml, write_yaml
 from securetune.config.recipes import (
     AnalyzeConfig,
     EvaluateConfig,
+    ExportConfig,
     RunConfig,
     SearchConfig,
     TrainConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "AnalyzeConfig",
     "EvaluateConfig",
     "EvaluationSettings",
+    "ExportConfig",
     "Fraction",
     "LoraSettings",
     "ModelSettings",

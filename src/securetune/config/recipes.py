@@ -57,6 +57,13 @@ class TrainConfig(Settings):
     training: TrainingSettings = TrainingSettings()
 
 
+class ExportConfig(Settings):
+    """Sections of `securetune export`."""
+
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+
+
 class EvaluateConfig(Settings):
     """Sections of `securetune evaluate`."""
 

@@ -7,6 +7,7 @@ from securetune.models.loading import ChatModel, load
 from securetune.models.projections import MODULE_TYPES, ProjectionModule, map_modules
 from securetune.models.registry import EmbeddedModel, list_models, register_embedded_model
 from securetune.models.rendering import encode_prompts, render_conversation, render_prompt
+from securetune.models.skeleton import load_skeleton
 from securetune.models.weight_parts import WeightPart
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "identify",
     "list_models",
     "load",
+    "load_skeleton",
     "map_modules",
     "register_embedded_model",
     "render_conversation",

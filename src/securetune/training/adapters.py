@@ -28,22 +28,7 @@ def add_adapters(
     Raises:
         ConfigError: If experts are to get adapters.
     """
-    chosen = [module for module in modules if module.type in settings.lora.target_types]
-    if any(module.of_experts for module in chosen):
-        raise ConfigError(
-            "lora.target_types: the experts of this model are no linear maps, and adapters for them are not supported. "
-            'Use Q, K, V and O, or tune: "full".'
-        )
-    targets = list(dict.fromkeys(module.path for module in chosen))
-    config = LoraConfig(
-        r=settings.lora.rank,
-        lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank; any number will do
-        lora_dropout=settings.lora.dropout,
-        target_modules=_short_targets(model, targets),
-        fan_in_fan_out=any(module.part.transposed for module in chosen),
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    config = lora_config(model, modules, settings)
     set_seed(settings.seed)
     model.name_or_path = base_name
     with warnings.catch_warnings():
@@ -52,6 +37,35 @@ def add_adapters(
         wrapped = get_peft_model(model, config)
     assert isinstance(wrapped, PeftModel)
     return wrapped
+
+
+def lora_config(model: nn.Module, modules: Sequence[ProjectionModule], settings: TrainingSettings) -> LoraConfig:
+    """Return PEFT's configuration for adapters on those of the modules whose type is to get one.
+
+    Args:
+        model: The start model, of which only the names are read.
+        modules: Projections of it, all or some.
+        settings: For `lora`.
+
+    Raises:
+        ConfigError: If experts are to get adapters.
+    """
+    chosen = [module for module in modules if module.type in settings.lora.target_types]
+    if any(module.of_experts for module in chosen):
+        raise ConfigError(
+            "lora.target_types: the experts of this model are no linear maps, and adapters for them are not supported. "
+            'Use Q, K, V and O, or tune: "full".'
+        )
+    targets = list(dict.fromkeys(module.path for module in chosen))
+    return LoraConfig(
+        r=settings.lora.rank,
+        lora_alpha=settings.lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank; any number will do
+        lora_dropout=settings.lora.dropout,
+        target_modules=_short_targets(model, targets),
+        fan_in_fan_out=any(module.part.transposed for module in chosen),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
 
 
 def _short_targets(model: nn.Module, targets: Sequence[str]) -> list[str]:
