@@ -19,6 +19,7 @@ from securetune.config import parse_overrides
 
 FLAGS = {
     "demo": {"--out", "--seeds", "--controls", "--json"},
+    "plan": {"--method", "--model", "--data", "--modules", "--set", "--json"},
     "run": {"--out", "--set", "--json"},
     "analyze": {"--out", "--harmful", "--harmless", "--perturbation", "--data", "--set", "--json"},
     "search": {"--out", "--harmful", "--harmless", "--study", "--set", "--json"},

@@ -7,14 +7,14 @@ import pytest
 import yaml
 from architectures import SUPPORTED, make_architecture
 from peft import LoraConfig, get_peft_model
+from saved_models import save_model, write_manifest
 from tiny_models import make_tiny_network, make_tiny_tokenizer
 from typer.testing import CliRunner
 
-from securetune.artifacts import RobustModules, SelectedModule, write_json
 from securetune.cli import app
 from securetune.config import ExportConfig, ModelSettings, TrainingSettings
 from securetune.errors import ConfigError, InputError
-from securetune.models import identify, load_skeleton, map_modules
+from securetune.models import load_skeleton, map_modules
 from securetune.pipeline.exporting import export
 from securetune.pipeline.exporting.axolotl import learning_rates, name_patterns, unfrozen_names
 from securetune.pipeline.exporting.llama_factory import FreezeTuning, freeze_tuned_names, nearest_freeze_tuning
@@ -22,33 +22,6 @@ from securetune.training.adapters import add_adapters
 
 LAYERS = 13
 """So many that there is a layer 1 and a layer 11."""
-
-
-def save_model(folder, network):
-    tokenizer = make_tiny_tokenizer()
-    network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return identify(network, tokenizer, ModelSettings(name=str(folder)))
-
-
-def write_manifest(path, network, identity, is_robust):
-    chosen = [module for module in map_modules(network) if is_robust(module)]
-    fields = ("name", "type", "layer", "parameter_count")
-    manifest = RobustModules(
-        model=identity,
-        prompt_set_hash="of the test",
-        selection="searched",
-        settings={},
-        modules=[
-            SelectedModule(**{field: getattr(module, field) for field in fields}, robustness_rank=rank)
-            for rank, module in enumerate(chosen)
-        ],
-        parameter_fraction=0.5,
-        joint_accuracy=1.0,
-        intact_accuracy=1.0,
-    )
-    write_json(path, manifest)
-    return path
 
 
 def is_in_layer_1(module):

@@ -15,6 +15,7 @@ from securetune.cli.demo import demo
 from securetune.cli.evaluate import evaluate
 from securetune.cli.export import export
 from securetune.cli.ls import ls
+from securetune.cli.plan import plan
 from securetune.cli.report import report
 from securetune.cli.run import run
 from securetune.cli.search import search
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (demo, run, analyze, search, train, export, evaluate, report, ls):
+for _command in (demo, plan, run, analyze, search, train, export, evaluate, report, ls):
     app.command()(_command)
 app.add_typer(tiny_world, name="tiny-world")
 

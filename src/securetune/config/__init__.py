@@ -13,6 +13,7 @@ from securetune.config.recipes import (
     SearchConfig,
     TrainConfig,
     check_run_config,
+    load_plan_config,
     load_run_config,
     load_train_config,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "TrainConfig",
     "TrainingSettings",
     "check_run_config",
+    "load_plan_config",
     "load_run_config",
     "load_train_config",
     "merge",

@@ -215,6 +215,33 @@ def load_train_config(
     return validate(TrainConfig, content, where)
 
 
+def load_plan_config(
+    path: Path | None,
+    overrides: Mapping[str, Any],
+    method: str | None = None,
+    model: str | None = None,
+    data: str | None = None,
+    modules: str | None = None,
+) -> RunConfig | TrainConfig:
+    """Resolve what is to be planned: a whole run of a recipe, or one training of it.
+
+    Args:
+        path: A recipe, or None if the flags say enough.
+        overrides: Values that win over the file, as a nested mapping.
+        method: One method, as `load_train_config` takes it; with a recipe alone, all of its methods are planned.
+        model: Start model.
+        data: Training data.
+        modules: Manifest of the robust modules; it belongs to one training.
+
+    Raises:
+        ConfigError: With every mistake found.
+    """
+    if path is None or method or modules:
+        return load_train_config(path, overrides, method, model, data, modules)
+    flags = {**({"model": {"name": model}} if model else {}), **({"data": data} if data else {})}
+    return load_run_config(path, merge(overrides, flags))
+
+
 def _only_method(run: RunConfig, where: str) -> str:
     if len(run.methods) == 1:
         return next(iter(run.methods))

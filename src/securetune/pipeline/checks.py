@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from securetune.artifacts import RobustModules, read_artifact
-from securetune.config import EvaluationSettings, ProbeSettings, RunConfig
+from securetune.config import EvaluationSettings, ModelSettings, ProbeSettings, RunConfig, TrainConfig, TrainingSettings
 from securetune.data.conversations import read_conversations
 from securetune.data.overlap import overlap_sentence
 from securetune.data.prompts import ProbeSet, load_probes
@@ -18,8 +18,12 @@ from securetune.pipeline.jobs import needs_manifest, needs_search
 from securetune.training import setting_problems
 
 
-def check_run(config: RunConfig, folder: RunFolder) -> EvaluationSettings:
+def check_run(config: RunConfig, folder: RunFolder | None) -> EvaluationSettings:
     """Check model, prompts, data, methods, evaluation and output folder; takes seconds, loads no weights.
+
+    Args:
+        config: The run.
+        folder: Where it is to be done; None: not said yet.
 
     Returns:
         The evaluation settings with the defaults of the start model filled in. The tuned models are evaluated with
@@ -45,22 +49,47 @@ def check_run(config: RunConfig, folder: RunFolder) -> EvaluationSettings:
     if probes is not None:
         suites = plan.suites if plan is not None else _readable_suites(config.evaluation)
         problems.found += _shared_prompts(probes, config.probes, suites)
-    with problems.collect():
-        check_folder(folder, config)
+    if folder is not None:
+        with problems.collect():
+            check_folder(folder, config)
     problems.raise_if_any(InputError)
     assert plan is not None
     return plan.settings
 
 
+def check_train(config: TrainConfig) -> None:
+    """Check model, data, method and manifest of one training without its folder; takes seconds, loads no weights.
+
+    A set that the search is still to find is no mistake here: nothing is trained.
+
+    Raises:
+        InputError: With every mistake found.
+    """
+    problems = ProblemList()
+    model_problems = check_model(config.model)
+    problems.found += model_problems
+    with problems.collect():
+        read_conversations(config.data)
+    with problems.collect():
+        _check_manifest(config.training, config.model, model_is_usable=not model_problems)
+    problems.found += setting_problems(config.training, config.model)
+    problems.raise_if_any(InputError)
+
+
+def _check_manifest(settings: TrainingSettings, model: ModelSettings, model_is_usable: bool) -> None:
+    """Check the method's name, and its manifest unless the search is still to make it."""
+    if needs_manifest(settings) and not needs_search(settings):
+        manifest = read_artifact(Path(settings.modules), RobustModules)
+        if model_is_usable:
+            check_same_model_in_files(manifest.model, model, settings.modules)
+
+
 def _check_method(config: RunConfig, label: str, model_is_usable: bool) -> None:
-    """Check one method's settings, and its manifest unless the search is still to make it."""
+    """Check one method's settings and its manifest."""
     settings = config.training_for(label, config.seeds[0])
     problems = ProblemList()
     with problems.collect():
-        if needs_manifest(settings) and not needs_search(settings):
-            manifest = read_artifact(Path(settings.modules), RobustModules)
-            if model_is_usable:
-                check_same_model_in_files(manifest.model, config.model, settings.modules)
+        _check_manifest(settings, config.model, model_is_usable)
     problems.found += setting_problems(settings, config.model)
     problems.found[:] = [f"methods.{label}: {problem}" for problem in problems.found]
     problems.raise_if_any(ConfigError)

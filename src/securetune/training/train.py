@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from securetune.artifacts import (
     PhaseResult,
@@ -20,7 +20,7 @@ from securetune.artifacts import (
 )
 from securetune.config import ModelSettings, TrainingSettings
 from securetune.data.conversations import Conversation
-from securetune.defenses import DefenseContext
+from securetune.defenses import Defense, DefenseContext
 from securetune.errors import ConfigError
 from securetune.models import ChatModel, ProjectionModule, check_same_model, load, map_modules
 from securetune.progress import ProgressCallback, silent
@@ -88,7 +88,7 @@ def train(
     inputs = checked.inputs.model_copy(update={"identity": chat.identity})
     check_output_folder(out, inputs)
     _check_manifest_fits(checked, chat)
-    rows = _encoded(checked, settings, chat)
+    rows = encode_for_training(checked.defense, checked.conversations, settings, chat.tokenizer, chat.model.config)
     modules = map_modules(chat.model)
     network = _prepared(chat, modules, settings)
     if settings.packing:
@@ -137,6 +137,18 @@ def _encoded(checked: CheckedTraining, settings: TrainingSettings, chat: ChatMod
         return rows
     packed = pack_rows(rows.dataset, rows.counts)
     return EncodedConversations(packed.dataset, packed.counts, [*rows.notes, packed.note])
+def encode_for_training(
+    defense: Defense,
+    conversations: Sequence[Conversation],
+    settings: TrainingSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+) -> EncodedConversations:
+    """Encode the data as a method prepares it; no row may be longer than the model's context."""
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = min(settings.max_length, context) if context else settings.max_length
+    conversations = defense.prepare_data(conversations, settings)
+    return encode_conversations(tokenizer, conversations, longest)
 
 
 def _prepared(
@@ -160,12 +172,12 @@ def _context(
     return DefenseContext(
         settings=settings,
         learning_rate=settings.learning_rate or default,
-        main_steps=_main_steps(settings, len(rows.dataset)),
+        main_steps=main_phase_steps(settings, len(rows.dataset)),
         parameters=split_parameters(network, modules, robust_names, settings, checked.defense),
     )
 
 
-def _main_steps(settings: TrainingSettings, row_count: int) -> int:
+def main_phase_steps(settings: TrainingSettings, row_count: int) -> int:
     """Return the optimizer steps of the main phase; the last batches of an epoch may be fewer than a full step's."""
     if settings.max_steps is not None:
         return settings.max_steps

@@ -1,0 +1,204 @@
+"""From a configuration to what it would do, on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from securetune.artifacts import RobustModules, read_artifact
+from securetune.config import RunConfig, SearchSettings, TrainConfig, TrainingSettings
+from securetune.data.conversations import Conversation, read_conversations
+from securetune.defenses import Defense, DefenseContext, ParameterSets, Phase, find_defense
+from securetune.errors import ConfigError, InputError, ProblemList
+from securetune.models import load_skeleton, map_modules
+from securetune.models.checks import load_tokenizer
+from securetune.models.registry import find_model
+from securetune.pipeline.checks import check_run, check_train
+from securetune.pipeline.folder import resolved_config
+from securetune.pipeline.jobs import needs_manifest, needs_search
+from securetune.pipeline.planning.example import segments
+from securetune.pipeline.planning.memory import ASSUMPTIONS, estimate_memory
+from securetune.pipeline.planning.module_map import map_by_type
+from securetune.pipeline.planning.planned import Plan, PlannedGroup, PlannedPhase, PlannedTraining
+from securetune.pipeline.skeletons import TrainingSkeleton, base_learning_rate, make_training_skeleton
+from securetune.training.checks import warmup_problems
+from securetune.training.encoding import EncodedConversations
+from securetune.training.parameters import owner_of
+from securetune.training.train import encode_for_training, main_phase_steps
+
+_ROBUST, _REST = "(robust)", "(rest)"
+
+
+def plan(config: RunConfig | TrainConfig) -> Plan:
+    """Say what a run, or one training, would do; takes seconds, loads no weights and writes nothing.
+
+    Args:
+        config: The resolved configuration, as `securetune run` or `securetune train` takes it.
+
+    Raises:
+        InputError: With every mistake found.
+
+    Example:
+        >>> from securetune.config import ModelSettings
+        >>> planned = plan(TrainConfig(model=ModelSettings(), data="tiny-world", training={"method": "ift"}))
+        >>> [phase.steps for phase in planned.trainings[0].phases]
+        [1500]
+    """
+    check_run(config, None) if isinstance(config, RunConfig) else check_train(config)
+    planner = _Planner(config)
+    problems = ProblemList()
+    trainings = []
+    for label, settings in _trainings(config).items():
+        with problems.collect():
+            trainings.append(planner.training(label, settings))
+    problems.raise_if_any(InputError)
+    return planner.plan(trainings)
+
+
+def _trainings(config: RunConfig | TrainConfig) -> dict[str, TrainingSettings]:
+    if isinstance(config, TrainConfig):
+        return {config.training.method: config.training}
+    return {label: config.training_for(label, config.seeds[0]) for label in config.methods}
+
+
+class _Rows(NamedTuple):
+    """Training rows, and the length of the longest in tokens."""
+
+    encoded: EncodedConversations
+    longest: int
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Parameters by name, or by set while the split is not known; and how many there are besides adapters."""
+
+    by_name: Mapping[str, int]
+    base: int
+    adapters: int
+
+
+class _Planner:
+    """What the trainings of one configuration share: model, tokenizer and data are read once."""
+
+    def __init__(self, config: RunConfig | TrainConfig) -> None:
+        self._config = config
+        self._skeleton: PreTrainedModel = load_skeleton(config.model)
+        self._modules = map_modules(self._skeleton)
+        self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.model, find_model(config.model.name))
+        self._conversations: list[Conversation] = read_conversations(config.data)
+        self._encoded: dict[tuple[str, int], _Rows] = {}
+        search = config.search if isinstance(config, RunConfig) else SearchSettings()
+        self._target_fraction = search.target_fraction
+
+    def training(self, label: str, settings: TrainingSettings) -> PlannedTraining:
+        """Plan one method."""
+        try:
+            return self._training(label, settings)
+        except InputError as error:
+            where = f"methods.{label}: " if isinstance(self._config, RunConfig) else ""
+            raise ConfigError([where + problem for problem in error.problems]) from None
+
+    def _training(self, label: str, settings: TrainingSettings) -> PlannedTraining:
+        rows = self._rows(settings)
+        steps = main_phase_steps(settings, len(rows.encoded.dataset))
+        defense = find_defense(settings.method)
+        if problems := warmup_problems(defense, steps, settings):
+            raise ConfigError(problems)
+        is_known = not needs_search(settings)
+        manifest = (
+            read_artifact(Path(settings.modules), RobustModules) if is_known and needs_manifest(settings) else None
+        )
+        # While the split is not known, the model is built for plain fine-tuning, which trains the same parameters.
+        built = settings if is_known else settings.model_copy(update={"method": "ift"})
+        training = make_training_skeleton(self._config.model, built, manifest, steps)
+        sizes = _sizes(training)
+        phases = training.phases if is_known else _phases_of_unknown_sets(settings, steps)
+        sizes = sizes if is_known else self._estimated(sizes, training)
+        return PlannedTraining(
+            label=label,
+            method=settings.method,
+            tune=settings.tune,
+            robust_modules=[module.name for module in training.robust_modules] if is_known else None,
+            target_fraction=None if is_known else self._target_fraction,
+            parameter_count=sizes.base + sizes.adapters,
+            phases=[self._phase(phase, settings, sizes, rows) for phase in phases],
+        )
+
+    def _rows(self, settings: TrainingSettings) -> _Rows:
+        """Encode the data, once for all methods that leave it as it is."""
+        defense = find_defense(settings.method)
+        prepares = type(defense).prepare_data is not Defense.prepare_data
+        key = (settings.method if prepares else "", settings.max_length)
+        if key not in self._encoded:
+            config = self._skeleton.config
+            rows = encode_for_training(defense, self._conversations, settings, self._tokenizer, config)
+            self._encoded[key] = _Rows(rows, max(map(len, rows.dataset["input_ids"])))
+        return self._encoded[key]
+
+    def _phase(self, phase: Phase, settings: TrainingSettings, sizes: _Sizes, rows: _Rows) -> PlannedPhase:
+        groups = []
+        for group in phase.groups:
+            count = sum(sizes.by_name[name] for name in group.parameter_names)
+            share = count / (sizes.base + sizes.adapters)
+            rate = float(f"{group.learning_rate:.12g}")
+            groups.append(PlannedGroup(name=group.name, parameter_count=count, share=share, learning_rate=rate))
+        trained = sum(group.parameter_count for group in groups)
+        counts = (sizes.base, sizes.adapters)
+        memory = estimate_memory(self._skeleton.config, self._config.model, settings, counts, trained, rows.longest)
+        return PlannedPhase(name=phase.name, steps=phase.steps, groups=groups, memory=memory)
+
+    def _estimated(self, sizes: _Sizes, training: TrainingSkeleton) -> _Sizes:
+        """Divide what trains as the search's target says; embeddings, norms and head go where the settings say."""
+        paths = {module.path for module in training.modules}
+        names = training.parameters.all
+        projections = sum(sizes.by_name[name] for name in names if owner_of(name, paths) is not None)
+        others = sum(sizes.by_name[name] for name in names) - projections
+        robust = round(self._target_fraction * projections)
+        robust += others if training.settings.other_parameters == "robust" else 0
+        return _Sizes({_ROBUST: robust, _REST: projections + others - robust}, sizes.base, sizes.adapters)
+
+    def plan(self, trainings: list[PlannedTraining]) -> Plan:
+        """Put together what the trainings share."""
+        rows = next(iter(self._encoded.values())).encoded
+        count = sum(parameter.numel() for parameter in self._skeleton.parameters())
+        config = self._config
+        return Plan(
+            config=resolved_config(config) if isinstance(config, RunConfig) else config.model_dump(mode="json"),
+            architecture=type(self._skeleton).__name__,
+            parameter_count=count,
+            modules=map_by_type(self._modules, count),
+            data=rows.counts,
+            example=segments(self._tokenizer, rows.dataset[0]),
+            trainings=trainings,
+            seeds=len(config.seeds) if isinstance(config, RunConfig) else 1,
+            memory_assumptions=ASSUMPTIONS,
+            notes=[*rows.notes, *_search_notes(trainings)],
+        )
+
+
+def _sizes(training: TrainingSkeleton) -> _Sizes:
+    by_name = {name: parameter.numel() for name, parameter in training.network.named_parameters()}
+    adapters = sum(size for name, size in by_name.items() if ".lora_" in name)
+    return _Sizes(by_name, sum(by_name.values()) - adapters, adapters)
+
+
+def _phases_of_unknown_sets(settings: TrainingSettings, steps: int) -> list[Phase]:
+    """Ask the method for its phases over two names that stand for the sets."""
+    sets = ParameterSets((_ROBUST,), (_REST,))
+    return find_defense(settings.method).phases(DefenseContext(settings, base_learning_rate(settings), steps, sets))
+
+
+def _search_notes(trainings: list[PlannedTraining]) -> list[str]:
+    waiting = [training for training in trainings if training.robust_modules is None]
+    if not waiting:
+        return []
+    labels = ", ".join(training.label for training in waiting)
+    return [
+        f"Which modules are robust is known after the search only ({labels}); it aims at "
+        f"{waiting[0].target_fraction:.0%} of the projections' parameters, and may find fewer. "
+        "The shares shown are those of the target."
+    ]
