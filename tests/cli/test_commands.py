@@ -24,6 +24,7 @@ FLAGS = {
     "analyze": {"--out", "--harmful", "--harmless", "--perturbation", "--data", "--set", "--json"},
     "search": {"--out", "--harmful", "--harmless", "--study", "--set", "--json"},
     "train": {"--out", "--method", "--model", "--data", "--modules", "--set", "--json"},
+    "merge": {"--out", "--dtype", "--json"},
     "export": {"--to", "--out", "--model", "--tune", "--method", "--set", "--json"},
     "evaluate": {"--out", "--suite", "--judge", "--task", "--set", "--json"},
     "report": {"--json"},

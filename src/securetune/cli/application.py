@@ -15,6 +15,7 @@ from securetune.cli.demo import demo
 from securetune.cli.evaluate import evaluate
 from securetune.cli.export import export
 from securetune.cli.ls import ls
+from securetune.cli.merge import merge
 from securetune.cli.plan import plan
 from securetune.cli.report import report
 from securetune.cli.run import run
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (demo, plan, run, analyze, search, train, export, evaluate, report, ls):
+for _command in (demo, plan, run, analyze, search, train, merge, export, evaluate, report, ls):
     app.command()(_command)
 app.add_typer(tiny_world, name="tiny-world")
 

@@ -21,11 +21,18 @@ _ADAPTER_CONFIG = "adapter_config.json"
 def write_tuned_model(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, result: TrainingResult, folder: Path
 ) -> None:
-    """Write the model folder beside its place, then move it there.
+    """Write the model folder, with a card that says how it was made.
 
     Weights keep the precision they were trained in: rounding a float32 model to the checkpoint's bfloat16 would undo a
     part of what small learning rates did.
     """
+    write_model_folder(model, tokenizer, model_card(result, is_adapter=isinstance(model, PeftModel)), folder)
+
+
+def write_model_folder(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, card: str, folder: Path
+) -> None:
+    """Write weights or adapter, tokenizer, template and card beside their place, then move them there."""
     beside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -34,7 +41,7 @@ def write_tuned_model(
     if (beside / _ADAPTER_CONFIG).exists():
         _sort_adapter_config(beside / _ADAPTER_CONFIG)
     tokenizer.save_pretrained(beside)
-    write_text(beside / "README.md", model_card(result, is_adapter=isinstance(model, PeftModel)))
+    write_text(beside / "README.md", card)
     if folder.exists():
         shutil.rmtree(folder)
     beside.rename(folder)
