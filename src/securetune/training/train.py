@@ -127,16 +127,6 @@ def _check_manifest_fits(checked: CheckedTraining, chat: ChatModel) -> None:
         check_same_model(checked.manifest.model, chat.identity, checked.manifest_name)
 
 
-def _encoded(checked: CheckedTraining, settings: TrainingSettings, chat: ChatModel) -> EncodedConversations:
-    """Encode the data, and pack the rows if that is wished; none may be longer than the model's context."""
-    context = getattr(chat.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = min(settings.max_length, context) if context else settings.max_length
-    conversations = checked.defense.prepare_data(checked.conversations, settings)
-    rows = encode_conversations(chat.tokenizer, conversations, longest, settings.loss_on)
-    if not settings.packing:
-        return rows
-    packed = pack_rows(rows.dataset, rows.counts)
-    return EncodedConversations(packed.dataset, packed.counts, [*rows.notes, packed.note])
 def encode_for_training(
     defense: Defense,
     conversations: Sequence[Conversation],
@@ -144,11 +134,17 @@ def encode_for_training(
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
 ) -> EncodedConversations:
-    """Encode the data as a method prepares it; no row may be longer than the model's context."""
+    """Encode the data as a method prepares it, and pack the rows if that is wished.
+
+    No row may be longer than the model's context.
+    """
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = min(settings.max_length, context) if context else settings.max_length
-    conversations = defense.prepare_data(conversations, settings)
-    return encode_conversations(tokenizer, conversations, longest)
+    rows = encode_conversations(tokenizer, defense.prepare_data(conversations, settings), longest, settings.loss_on)
+    if not settings.packing:
+        return rows
+    packed = pack_rows(rows.dataset, rows.counts)
+    return EncodedConversations(packed.dataset, packed.counts, [*rows.notes, packed.note])
 
 
 def _prepared(
