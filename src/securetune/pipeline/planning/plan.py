@@ -90,7 +90,7 @@ class _Planner:
         self._modules = map_modules(self._skeleton)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.model, find_model(config.model.name))
         self._conversations: list[Conversation] = read_conversations(config.data)
-        self._encoded: dict[tuple[str, int], _Rows] = {}
+        self._encoded: dict[tuple[str, int, str, bool], _Rows] = {}
         search = config.search if isinstance(config, RunConfig) else SearchSettings()
         self._target_fraction = search.target_fraction
 
@@ -132,7 +132,7 @@ class _Planner:
         """Encode the data, once for all methods that leave it as it is."""
         defense = find_defense(settings.method)
         prepares = type(defense).prepare_data is not Defense.prepare_data
-        key = (settings.method if prepares else "", settings.max_length)
+        key = (settings.method if prepares else "", settings.max_length, settings.loss_on, settings.packing)
         if key not in self._encoded:
             config = self._skeleton.config
             rows = encode_for_training(defense, self._conversations, settings, self._tokenizer, config)
