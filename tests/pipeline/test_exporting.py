@@ -4,18 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from architectures import SUPPORTED, make_architecture
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from saved_models import save_model, write_manifest
 from tiny_models import make_tiny_network, make_tiny_tokenizer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from securetune.cli import app
 from securetune.config import ExportConfig, ModelSettings, TrainingSettings
 from securetune.errors import ConfigError, InputError
-from securetune.models import load_skeleton, map_modules
-from securetune.pipeline.exporting import export
+from securetune.models import load, load_skeleton, map_modules
+from securetune.pipeline.exporting import TOOLS, export
 from securetune.pipeline.exporting.axolotl import learning_rates, name_patterns, unfrozen_names
 from securetune.pipeline.exporting.llama_factory import FreezeTuning, freeze_tuned_names, nearest_freeze_tuning
 from securetune.training.adapters import add_adapters
@@ -68,6 +70,23 @@ def test_peft_adapts_the_manifests_modules(export_deep, deep, tmp_path):
     adapted = {name for name, module in wrapped.base_model.model.named_modules() if hasattr(module, "lora_A")}
     assert adapted == {"model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"}
     assert config.r == 8
+
+
+def test_the_second_run_with_peft_begins_where_the_first_ended(export_deep, deep, tmp_path):
+    """What the warm-up's adapter learned fits the adapter on all modules, as the notes say: the same logits."""
+    export_deep("peft", tune="lora")
+    (tmp_path / "exported").rename(tmp_path / "adapter_config.json")
+    first = get_peft_model(load(str(deep[0])).model, LoraConfig.from_pretrained(tmp_path))
+    for name, parameter in first.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    first.save_pretrained(tmp_path / "run1")
+    second = load(str(deep[0])).model
+    second = add_adapters(second, map_modules(second), TrainingSettings(tune="lora"), "x")
+    assert not set_peft_model_state_dict(second, load_peft_weights(str(tmp_path / "run1"))).unexpected_keys
+    prompt = torch.arange(4, 12)[None]
+    torch.testing.assert_close(second(prompt).logits, first(prompt).logits)
+    assert (first(prompt).logits - deep[1](prompt).logits).abs().max() > 0.01
 
 
 def test_axolotl_leaves_the_manifests_parameters_unfrozen(export_deep, deep):
@@ -220,6 +239,24 @@ def test_axolotl_patterns_for_every_architecture(name, tmp_path):
     extra = set(exported.parameters) - weights
     assert weights <= set(exported.parameters)
     assert all(parameter.endswith("bias") for parameter in extra)
+
+
+def test_help_names_every_tool():
+    """The help names the tools that there are."""
+    parameters = {parameter.name: parameter for parameter in get_command(app).commands["export"].params}
+    assert parameters["to"].metavar == "|".join(TOOLS)
+
+
+def test_biases_at_another_rate_are_refused(tmp_path):
+    """A model whose robust modules have biases, as Qwen2, has no exact learning-rate groups in axolotl; LoRA has."""
+    network = make_architecture(*SUPPORTED["qwen2"], vocab_size=len(make_tiny_tokenizer()))
+    identity = save_model(tmp_path / "model", network)
+    manifest = write_manifest(tmp_path / "robust.json", network, identity, is_in_layer_1)
+    config = ExportConfig(model=ModelSettings(name=str(tmp_path / "model")), training=TrainingSettings(method="ml-lr"))
+    with pytest.raises(ConfigError, match=r"1 of \d+ parameters would get another.*q_proj\.bias.*Give --tune lora"):
+        export(config, manifest, "axolotl", tmp_path / "out.yaml")
+    lora = config.model_copy(update={"training": TrainingSettings(method="ml-lr", tune="lora")})
+    assert len(export(lora, manifest, "axolotl", tmp_path / "out.yaml").parameters) == 4
 
 
 def test_the_command(deep, tmp_path):

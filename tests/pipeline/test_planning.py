@@ -203,6 +203,21 @@ def test_the_example_shows_the_loss_mask(tiny, data):
     assert sum(segment.tokens for segment in found) == len(whole.split())
 
 
+def test_packed_sequences(tiny, data, tmp_path):
+    """With packing, steps are counted in sequences as training counts them; the example is still one row."""
+    config = config_for(tiny, data, method="ift", packing=True)
+    planned = plan(config)
+    done = train(config.training, config.model, config.data, tmp_path / "out")
+    assert planned.trainings[0].phases[0].steps == done.phases[0].steps
+    assert planned.example == plan(config_for(tiny, data, method="ift")).example
+
+
+def test_the_example_follows_loss_on(tiny, data):
+    """With `loss_on: last-answer` only the last answer is marked as trained."""
+    last = plan(config_for(tiny, data, method="ift", loss_on="last-answer")).example
+    assert [segment.trained for segment in last] == [False, True]
+
+
 def test_a_row_of_one_kind_is_one_segment():
     """A row that carries loss throughout is one segment."""
     row = {"input_ids": [7, 8], "labels": [7, 8]}

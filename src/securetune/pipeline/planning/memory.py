@@ -1,4 +1,8 @@
-"""An estimate of the peak memory of a phase."""
+"""An estimate of the peak memory of a phase.
+
+Tried on a CPU with a Llama of 58M parameters, 4 rows of 512 tokens, float32, by the growth of the process over two
+steps: estimated 2.29 GB, measured 2.56; with activation checkpointing 1.83 against 1.88. Not tried on a GPU.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from securetune.pipeline.jobs import needs_manifest, needs_search
 from securetune.pipeline.planning.example import segments
 from securetune.pipeline.planning.memory import ASSUMPTIONS, estimate_memory
 from securetune.pipeline.planning.module_map import map_by_type
-from securetune.pipeline.planning.planned import Plan, PlannedGroup, PlannedPhase, PlannedTraining
+from securetune.pipeline.planning.planned import ExampleSegment, Plan, PlannedGroup, PlannedPhase, PlannedTraining
 from securetune.pipeline.skeletons import TrainingSkeleton, base_learning_rate, make_training_skeleton
 from securetune.training.checks import warmup_problems
 from securetune.training.encoding import EncodedConversations
@@ -161,6 +161,11 @@ class _Planner:
         robust += others if training.settings.other_parameters == "robust" else 0
         return _Sizes({_ROBUST: robust, _REST: projections + others - robust}, sizes.base, sizes.adapters)
 
+    def _example(self) -> list[ExampleSegment]:
+        """Return the first row as the first method sees it, also where several rows are packed into a sequence."""
+        settings = next(iter(_trainings(self._config).values())).model_copy(update={"packing": False})
+        return segments(self._tokenizer, self._rows(settings).encoded.dataset[0])
+
     def plan(self, trainings: list[PlannedTraining]) -> Plan:
         """Put together what the trainings share."""
         rows = next(iter(self._encoded.values())).encoded
@@ -172,7 +177,7 @@ class _Planner:
             parameter_count=count,
             modules=map_by_type(self._modules, count),
             data=rows.counts,
-            example=segments(self._tokenizer, rows.dataset[0]),
+            example=self._example(),
             trainings=trainings,
             seeds=len(config.seeds) if isinstance(config, RunConfig) else 1,
             memory_assumptions=ASSUMPTIONS,
