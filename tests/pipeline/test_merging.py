@@ -54,7 +54,7 @@ def test_the_merged_model_gives_the_adapters_logits(adapter, tiny_model_dir, tmp
     assert not any("lora" in name for name, _ in found.named_parameters())
 
 
-def test_the_folder_is_complete(adapter, tmp_path):
+def test_the_folder_is_complete(adapter, tiny_model_dir, tmp_path):
     """The folder has safetensors, tokenizer, template and a card, loads by itself, and says where it comes from."""
     merge(adapter, tmp_path / "merged")
     names = {path.name for path in (tmp_path / "merged").iterdir()}
@@ -68,6 +68,8 @@ def test_the_folder_is_complete(adapter, tmp_path):
     assert hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest() in card
     assert "## How it was tuned\n\nWith swat." in card
     assert card.count("---\n") == 2
+    assert tiny_model_dir.name in card
+    assert str(tiny_model_dir) not in card
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
