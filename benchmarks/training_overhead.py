@@ -1,11 +1,14 @@
-"""Time a training step of securetune against plain TRL and a bare loop, on the same model and data, in one run.
+"""What SWAT and ML-LR cost beside plain TRL: time of an optimizer step and peak memory, as ratios, in one run.
 
-    python benchmarks/training_overhead.py [--model tiny-world] [--steps 40] [--rounds 3] [--json]
+    python benchmarks/training_overhead.py [--sizes tiny-world small] [--steps 24] [--rounds 3] [--json]
 
-The variants take turns, round by round, so that a busy machine slows all of them. A step is timed from the end of one
-to the end of the next; `run_seconds_per_step` is a whole run with everything around its steps: loading, tokenizing,
-checkpoints, update norms and saving. CPU time leaves out what other programs took, and is the fairer figure where
-something else is running.
+`SecureSFTTrainer` with each method and TRL's `SFTTrainer` train the same model on the same rows in the same batches.
+Each run has a process of its own, and the variants take turns, so that a busy machine slows all of them alike. A row:
+
+- `time_ratio`: median time of a step over that of TRL's trainer in the same round, median over rounds; `time_ratio_low`
+  and `time_ratio_high` are the extremes. On a CPU it is processor time, which leaves out what other programs take.
+- `memory_ratio`: peak memory while training over TRL's, both including the model.
+- `phase`: the warm-up trains half of the layers alone, so its ratio is below 1 where backward passes and AdamW count.
 """
 
 from __future__ import annotations
@@ -13,239 +16,189 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shutil
+import multiprocessing
+import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, get_cosine_schedule_with_warmup, set_seed
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback
+from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from securetune.artifacts import RobustModules, SelectedModule, environment
-from securetune.config import ModelSettings, TrainingSettings
+from securetune import SecureSFTConfig, SecureSFTTrainer
+from securetune.artifacts import environment
 from securetune.data.conversations import read_conversations
 from securetune.models import load, map_modules
-from securetune.training import train
-from securetune.training.encoding import encode_conversations
 
-BATCH_SIZE = 32
-LEARNING_RATE = 5e-4
-WARM_UP_STEPS_LEFT_OUT = 3
+STEPS_LEFT_OUT = 3
+"""Of each phase: the first ones warm up caches."""
 
-
-class Timing(NamedTuple):
-    """One run of one variant."""
-
-    step_seconds: list[float]
-    step_cpu_seconds: list[float]
-    run_seconds: float
+TRL = "trl"
+VARIANTS = (TRL, "ift", "ml-lr", "swat")
 
 
-class Clock:
-    """Collects the time between ends of steps."""
+class Size(NamedTuple):
+    """A model and how it is trained.
 
-    def __init__(self) -> None:
-        self.ends: list[tuple[float, float]] = []
-        self.started = time.perf_counter()
+    Attributes:
+        shape: Layers and width of a Llama with random weights, or None for tiny world.
+        batch_size: Rows a step.
+    """
 
-    def step(self) -> None:
-        """Note the end of a step."""
-        self.ends.append((time.perf_counter(), time.process_time()))
-
-    def timing(self) -> Timing:
-        """Return the times, without the first steps, which warm up caches."""
-        run_seconds = time.perf_counter() - self.started
-        pairs = list(itertools.pairwise(self.ends[WARM_UP_STEPS_LEFT_OUT:]))
-        wall, cpu = ([after[index] - before[index] for before, after in pairs] for index in (0, 1))
-        return Timing(wall, cpu, run_seconds)
+    shape: tuple[int, int] | None
+    batch_size: int
 
 
-class _ClockCallback(TrainerCallback):
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def on_step_end(self, *arguments: Any, **named: Any) -> None:
-        self._clock.step()
-
-
-def bare_loop(model_name: str, steps: int) -> Timing:
-    """AdamW, clipping and a cosine schedule around the model's own loss: the least that a training does."""
-    clock = Clock()
-    chat = load(model_name)
-    rows = encode_conversations(chat.tokenizer, read_conversations("tiny-world"), 1024).dataset
-    set_seed(0)
-    batches = torch.utils.data.DataLoader(
-        rows, BATCH_SIZE, shuffle=True, collate_fn=DataCollatorForLanguageModeling(chat.tokenizer.pad_token_id)
-    )
-    optimizer = torch.optim.AdamW(chat.model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 1, steps)
-    chat.model.train()
-    for _, batch in zip(range(steps), batches, strict=False):
-        chat.model(**batch, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(chat.model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        clock.step()
-    return clock.timing()
-
-
-def plain_trl(model_name: str, steps: int) -> Timing:
-    """TRL's trainer as a user would write it, on conversations, with its own preparation."""
-    from datasets import Dataset
-
-    clock = Clock()
-    chat = load(model_name)
-    rows = [
-        {"prompt": list(row["messages"][:-1]), "completion": [row["messages"][-1]]}
-        for row in read_conversations("tiny-world")
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = SFTConfig(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=BATCH_SIZE,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.03,
-            bf16=False,
-            activation_checkpointing=False,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            save_strategy="no",
-            logging_strategy="no",
-        )
-        trainer = SFTTrainer(
-            model=chat.model,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=chat.tokenizer,
-            callbacks=[_ClockCallback(clock)],
-        )
-        trainer.remove_callback(PrinterCallback)  # stdout is for the result
-        trainer.train()
-        chat.model.save_pretrained(folder)
-    return clock.timing()
-
-
-def ours(method: str) -> Callable[[str, int], Timing]:
-    """Return a run of one of our methods, checkpoints and log included."""
-
-    def run(model_name: str, steps: int) -> Timing:
-        clock = Clock()
-        warmup_steps = steps // 2 if method == "swat" else 0
-        settings = TrainingSettings(
-            method=method,
-            max_steps=steps - warmup_steps,
-            warmup_phase_steps=warmup_steps,
-            per_device_train_batch_size=BATCH_SIZE,
-            learning_rate=LEARNING_RATE,
-        )
-        folder = Path(tempfile.mkdtemp())
-        shown = lambda what, done, total: clock.step() if done else None  # noqa: E731
-        manifest = _upper_half(model_name)
-        train(settings, ModelSettings(name=model_name), "tiny-world", folder / "out", manifest, shown)
-        timing = clock.timing()
-        shutil.rmtree(folder)
-        return timing
-
-    return run
-
-
-def _upper_half(model_name: str) -> RobustModules:
-    """Return a manifest with the modules of the upper half of the layers; its content does not matter for speed."""
-    chat = load(model_name)
-    modules = map_modules(chat.model)
-    chosen = [module for module in modules if 2 * module.layer > max(module.layer for module in modules)]
-    return RobustModules(
-        model=chat.identity,
-        prompt_set_hash="",
-        selection="searched",
-        settings={},
-        modules=[
-            SelectedModule(
-                name=module.name,
-                type=module.type,
-                layer=module.layer,
-                parameter_count=module.parameter_count,
-                robustness_rank=rank,
-            )
-            for rank, module in enumerate(chosen)
-        ],
-        parameter_fraction=0.5,
-        joint_accuracy=1.0,
-        intact_accuracy=1.0,
-    )
-
-
-VARIANTS: dict[str, Callable[[str, int], Timing]] = {
-    "bare loop": bare_loop,
-    "plain TRL SFTTrainer": plain_trl,
-    "securetune ift": ours("ift"),
-    "securetune ml-lr": ours("ml-lr"),
-    "securetune swat": ours("swat"),
+SIZES = {
+    "tiny-world": Size(None, 32),
+    "small": Size((12, 512), 8),
+    "1B": Size((16, 2048), 8),
+    "7B": Size((32, 4096), 4),
 }
 
 
-def measure(model_name: str, steps: int, rounds: int) -> dict[str, Any]:
-    """Run every variant in turn and return medians, in seconds and relative to the bare loop."""
-    timings: dict[str, list[Timing]] = {name: [] for name in VARIANTS}
-    for round_number in range(rounds):
-        for name, run in VARIANTS.items():
-            timings[name].append(run(model_name, steps))
-            print(f"round {round_number + 1}: {name} done", file=sys.stderr)
-    wall = {name: statistics.median(s for one in found for s in one.step_seconds) for name, found in timings.items()}
-    cpu = {name: statistics.median(s for one in found for s in one.step_cpu_seconds) for name, found in timings.items()}
-    return {
-        "model": model_name,
-        "steps": steps,
-        "rounds": rounds,
-        "rows_per_batch": BATCH_SIZE,
-        "threads": torch.get_num_threads(),
-        "variants": {
-            name: {
-                "median_step_seconds": wall[name],
-                "relative_to_bare_loop": wall[name] / wall["bare loop"],
-                "relative_to_trl": wall[name] / wall["plain TRL SFTTrainer"],
-                "median_step_cpu_seconds": cpu[name],
-                "cpu_relative_to_bare_loop": cpu[name] / cpu["bare loop"],
-                "cpu_relative_to_trl": cpu[name] / cpu["plain TRL SFTTrainer"],
-                "run_seconds_per_step": statistics.median(one.run_seconds for one in timings[name]) / steps,
-            }
-            for name in VARIANTS
-        },
-        "environment": environment(),
+class Run(NamedTuple):
+    """One run of one variant: seconds of each step by phase, and peak memory in bytes."""
+
+    step_seconds: dict[str, list[float]]
+    peak_bytes: int
+
+
+class Clock(TrainerCallback):
+    """Notes the end of each step, by phase."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, list[float]] = defaultdict(list)
+
+    def on_step_end(self, args: Any, *arguments: Any, **named: Any) -> None:
+        """Note the time."""
+        phase = "warmup" if str(args.output_dir).endswith("warmup") else "main"
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends[phase].append(time.perf_counter() if torch.cuda.is_available() else time.process_time())
+
+    def step_seconds(self) -> dict[str, list[float]]:
+        """Return the times between ends of steps."""
+        return {
+            phase: [after - before for before, after in itertools.pairwise(ends[STEPS_LEFT_OUT:])]
+            for phase, ends in self.ends.items()
+        }
+
+
+def train(variant: str, size: Size, steps: int) -> Run:
+    """Train once; to be called in a process of its own."""
+    torch.set_num_threads(1)  # small matrices gain nothing from a second thread
+    logging.set_verbosity_error()
+    chat, on_gpu = load("tiny-world"), torch.cuda.is_available()
+    model = chat.model if size.shape is None else random_llama(*size.shape, len(chat.tokenizer), on_gpu)
+    rows = [
+        {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+        for row in read_conversations("tiny-world", count=2 * steps * size.batch_size)
+    ]
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(variant, model, folder, size, steps, train_dataset=Dataset.from_list(rows),
+                               processing_class=chat.tokenizer, callbacks=[clock])  # fmt: skip
+        trainer.remove_callback(PrinterCallback)  # stdout is for the result
+        trainer.train()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Run(clock.step_seconds(), peak)
+
+
+def make_trainer(variant: str, model: Any, folder: str, size: Size, steps: int, **arguments: Any) -> SFTTrainer:
+    """Return TRL's trainer, or ours with a method; what both share is the same."""
+    on_gpu = torch.cuda.is_available()
+    shared: dict[str, Any] = {
+        "max_steps": steps,
+        "per_device_train_batch_size": size.batch_size,
+        "learning_rate": 1e-5,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "activation_checkpointing": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
     }
+    if variant == TRL:
+        return SFTTrainer(model, SFTConfig(folder, **shared), **arguments)
+    modules = map_modules(model)
+    upper = [module.name for module in modules if 2 * module.layer > max(module.layer for module in modules)]
+    config = SecureSFTConfig(folder, method=variant, robust_modules=upper, warmup_phase_steps=steps, **shared)
+    return SecureSFTTrainer(model, config, **arguments)
+
+
+def random_llama(layers: int, width: int, vocabulary: int, on_gpu: bool) -> LlamaForCausalLM:
+    """Return a Llama with random weights; in bfloat16 on a GPU."""
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64,
+    )  # fmt: skip
+    with torch.device("cuda" if on_gpu else "cpu"):
+        model = LlamaForCausalLM(config)
+    return model.bfloat16() if on_gpu else model
+
+
+def measure(name: str, steps: int, rounds: int) -> list[dict[str, Any]]:
+    """Run all variants in turn and return the rows of one size."""
+    runs: dict[str, list[Run]] = defaultdict(list)
+    for number in range(rounds):
+        for variant in VARIANTS:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                runs[variant].append(pool.apply(train, (variant, SIZES[name], steps)))
+            print(f"{name}: round {number + 1}, {variant} done", file=sys.stderr)
+    return [row for variant in VARIANTS for row in rows_of(name, variant, runs[variant], runs[TRL])]
+
+
+def rows_of(name: str, variant: str, runs: list[Run], plain: list[Run]) -> list[dict[str, Any]]:
+    """Compare a variant's phases with TRL's runs of the same rounds."""
+    rows = []
+    for phase in runs[0].step_seconds:
+        seconds = [statistics.median(run.step_seconds[phase]) for run in runs]
+        ratios = [
+            mine / statistics.median(other.step_seconds["main"]) for mine, other in zip(seconds, plain, strict=True)
+        ]
+        memory = [mine.peak_bytes / other.peak_bytes for mine, other in zip(runs, plain, strict=True)]
+        rows.append(
+            {
+                "size": name,
+                "method": variant,
+                "phase": phase,
+                "step_seconds": statistics.median(seconds),
+                "time_ratio": statistics.median(ratios),
+                "time_ratio_low": min(ratios),
+                "time_ratio_high": max(ratios),
+                "peak_mib": statistics.median(run.peak_bytes for run in runs) / 2**20,
+                "memory_ratio": statistics.median(memory),
+            }
+        )
+    return rows
 
 
 def main() -> None:
     """Read the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="tiny-world", help="embedded name or folder")
-    parser.add_argument("--steps", type=int, default=40, help="optimizer steps a run")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, help="default: those that the machine should hold")
+    parser.add_argument("--steps", type=int, default=24, help="optimizer steps a phase")
     parser.add_argument("--rounds", type=int, default=3, help="runs a variant")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # small matrices gain nothing from a second thread
-    result = measure(arguments.model, arguments.steps, arguments.rounds)
+    sizes = arguments.sizes or (list(SIZES) if torch.cuda.is_available() else ["tiny-world", "small"])
+    rows = [row for name in sizes for row in measure(name, arguments.steps, arguments.rounds)]
     if arguments.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps({"rows": rows, "environment": environment()}, indent=2))
         return
-    print(f"{'':24}{'ms a step':>10}{'/ bare':>8}{'/ TRL':>8}{'CPU ms':>10}{'/ bare':>8}{'/ TRL':>8}{'whole run':>11}")
-    for name, row in result["variants"].items():
+    print(f"{'size':12}{'method':8}{'phase':8}{'ms a step':>10}{'/ TRL':>8}{'low':>7}{'high':>7}{'memory / TRL':>14}")
+    for row in rows:
         print(
-            f"{name:24}{1000 * row['median_step_seconds']:10.1f}{row['relative_to_bare_loop']:8.2f}"
-            f"{row['relative_to_trl']:8.2f}{1000 * row['median_step_cpu_seconds']:10.1f}"
-            f"{row['cpu_relative_to_bare_loop']:8.2f}{row['cpu_relative_to_trl']:8.2f}"
-            f"{1000 * row['run_seconds_per_step']:11.1f}"
+            f"{row['size']:12}{row['method']:8}{row['phase']:8}{1000 * row['step_seconds']:10.1f}"
+            f"{row['time_ratio']:8.3f}{row['time_ratio_low']:7.3f}{row['time_ratio_high']:7.3f}{row['memory_ratio']:14.3f}"
         )
 
 

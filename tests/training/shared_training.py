@@ -90,6 +90,8 @@ def main() -> None:
         arguments.model, arguments.out / "run", arguments.method, arguments.lora, 2, arguments.resume, arguments.stop
     )
     torch.save(found, arguments.out / f"{torch.distributed.get_rank()}.pt")
+    torch.distributed.barrier()  # one that ends while the other still talks to it can be aborted
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def whole(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     return results(tiny_model_dir, tmp_path_factory.mktemp("whole"), "--lora")
 
 
-@pytest.mark.parametrize("stop", ["warmup-3", "main-1", "main-3"])
+@pytest.mark.parametrize("stop", ["warmup-3", "main-1", pytest.param("main-3", marks=pytest.mark.long)])
 def test_a_killed_training_of_two_processes_goes_on(
     whole: list[dict[str, Any]], tiny_model_dir: Path, tmp_path: Path, stop: str
 ):
