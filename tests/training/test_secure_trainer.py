@@ -1,6 +1,7 @@
 """`SecureSFTTrainer`: what a script that uses TRL gets by changing one line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from short_training import make_rows
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from securetune import SecureSFTConfig, SecureSFTTrainer
@@ -254,3 +255,60 @@ def test_what_is_saved_is_an_ordinary_model(adapter: dict | None, tiny_model_dir
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(loaded.eval()(input_ids=ids).logits, trainer.model.eval()(input_ids=ids).logits)
+
+
+def test_callbacks_added_and_removed_later_count_in_both_phases(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """As with TRL's trainer: what was added is called, and what was removed prints nothing."""
+    phases: list[str] = []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            phases.append(Path(args.output_dir).name)
+
+    trainer = start(SecureSFTTrainer, secure(tmp_path), tiny_model_dir)
+    trainer.add_callback(Watch())
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    assert phases == ["warmup", tmp_path.name]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_users_kind_of_optimizer_gets_the_groups(tiny_model_dir: Path, tmp_path: Path):
+    """A class given to the trainer is what both phases use, each with its own groups."""
+    kinds: list[tuple[str, set[str]]] = []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+            inner = getattr(optimizer, "optimizer", optimizer)
+            kinds.append((type(inner).__name__, {group["group_name"] for group in inner.param_groups}))
+
+    choice = (torch.optim.SGD, {"lr": 1.0, "momentum": 0.9})
+    start(
+        SecureSFTTrainer, secure(tmp_path), tiny_model_dir, callbacks=[Watch()], optimizer_cls_and_kwargs=choice
+    ).train()
+    assert kinds == [("SGD", {"robust"}), ("SGD", {"all"})]
+
+
+def test_a_finished_optimizer_is_refused(tiny_model_dir: Path, tmp_path: Path):
+    """It could have neither the groups nor a phase of its own; the sentence says what to give instead."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.raises(ConfigError, match="Give optimizer_cls_and_kwargs or `optim` instead"):
+        start(SecureSFTTrainer, secure(tmp_path), tiny_model_dir, optimizers=(optimizer, None))
+
+
+def test_what_an_earlier_training_left_is_not_taken_up(tiny_model_dir: Path, tmp_path: Path):
+    """A new training in the same folder begins its warm-up anew, also when it is interrupted and resumed."""
+    start(SecureSFTTrainer, secure(tmp_path / "used", learning_rate=1.0), tiny_model_dir).train()
+    for checkpoint in (tmp_path / "used").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    stopped = start(SecureSFTTrainer, secure(tmp_path / "used"), tiny_model_dir, callbacks=[Stop("warmup", 1)])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train()
+    again = start(SecureSFTTrainer, secure(tmp_path / "used"), tiny_model_dir)
+    again.train(resume_from_checkpoint=True)
+    whole = start(SecureSFTTrainer, secure(tmp_path / "new"), tiny_model_dir)
+    whole.train()
+    assert differing(weights(again), weights(whole)) == []

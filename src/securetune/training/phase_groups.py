@@ -27,7 +27,7 @@ class GroupedOptimizer(_Base):
     phase: Phase
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer that the arguments name, with the phase's groups.
+        """Make the optimizer that the user or the arguments name, with the phase's groups.
 
         Raises:
             ConfigError: If a name of a group matches no trainable parameter, or one is in two groups or in none.
@@ -35,7 +35,7 @@ class GroupedOptimizer(_Base):
         if self.optimizer is None:
             network = model or self.model
             assert isinstance(network, nn.Module)
-            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args)
+            kind, arguments = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(self._optimizer_groups(network), **arguments)
         assert isinstance(self.optimizer, torch.optim.Optimizer)
         return self.optimizer

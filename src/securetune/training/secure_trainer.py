@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,6 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
         self._passed_on: dict[str, Any] = {
             name: arguments.get(name) for name in ("compute_loss_func", "compute_metrics", "optimizer_cls_and_kwargs")
         }
-        self._user_callbacks = list(arguments.get("callbacks") or [])
         self.defense: Defense = find_defense(secure.method if secure else "ift")
         self.robust_modules: list[str] | None = None
         self._phases: list[Phase] = []
@@ -80,6 +80,11 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
         """Find the robust modules and split what trains; nothing is trained or written yet."""
         if secure.method == "ift":
             return
+        if self.optimizer is not None:
+            raise ConfigError(
+                f'optimizers: method "{secure.method}" makes an optimizer for each phase, with groups of its own. Give '
+                "optimizer_cls_and_kwargs or `optim` instead."
+            )
         self._modules = map_modules(self.network)
         choice = self.found_automatically() if secure.robust_modules == AUTO else secure.robust_modules
         if choice is not None:
@@ -172,6 +177,8 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
         if resume and (folder / _COMPLETE).exists() and read_json(folder / _COMPLETE)["steps"] == phase.steps:
             load_weights(self.network, folder / _WEIGHTS)
             return
+        if not resume and self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)  # a later resume must not find what an earlier training left
         (folder / _COMPLETE).unlink(missing_ok=True)
         checkpoint = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
         with trainer_traces_removed(self.network):
@@ -255,11 +262,22 @@ class _EarlierPhase(MethodTrainer):
             train_dataset=main.train_dataset,
             eval_dataset=main.eval_dataset,
             processing_class=main._tokenizer,
-            callbacks=main._user_callbacks,
             **main._passed_on,
         )
+        self._take_callbacks_of(main)
         if self._logs_update_norms:
             self._start = take_snapshot(main.network)
+
+    def _take_callbacks_of(self, main: MethodTrainer) -> None:
+        """Have the callbacks that the main trainer has by now: those of the user too, and none that was removed."""
+        kinds = {type(callback) for callback in main.callback_handler.callbacks}
+        for callback in [*self.callback_handler.callbacks]:
+            if type(callback) not in kinds:
+                self.remove_callback(callback)
+        own = {type(callback) for callback in self.callback_handler.callbacks}
+        for callback in main.callback_handler.callbacks:
+            if type(callback) not in own:
+                self.add_callback(callback)
 
 
 def _secure_arguments(args: Any) -> SecureSFTConfig | None:
