@@ -151,6 +151,7 @@ def test_the_sweep_does_not_depend_on_how_it_is_divided(tiny_chat_model: ChatMod
 
 def test_no_warning_is_raised_where_nothing_is_wrong(tiny_chat_model: ChatModel, tiny_probes: ProbeSet):
     """A clean analysis is silent."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         analyze_robustness(tiny_chat_model, tiny_probes, SETTINGS)
+    assert [str(warning.message) for warning in caught] == []

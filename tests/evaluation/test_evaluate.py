@@ -238,7 +238,9 @@ def test_harmless_suites_say_nothing_about_the_start_model(
 ) -> None:
     """Without a plain harmful suite there is nothing to check, so nothing is claimed."""
     only_harmless = settings.model_copy(update={"suites": settings.suites[1:]})
-    require_refusing_start_model(evaluate(tiny_chat_model, tmp_path, only_harmless), settings)
+    scores = evaluate(tiny_chat_model, tmp_path, only_harmless)
+    assert {suite.kind for suite in scores.suites} == {"harmless"}
+    require_refusing_start_model(scores, settings)  # raises for a model that refuses too little
 
 
 def test_the_shipped_models_stand_on_either_side_of_the_check(tmp_path: Path) -> None:

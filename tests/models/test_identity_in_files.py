@@ -80,7 +80,10 @@ def test_a_folder_tells_the_whole_identity(architecture: str, tied: bool, tmp_pa
 @pytest.mark.parametrize("name", [model.name for model in list_models()])
 def test_an_embedded_model_tells_the_whole_identity(name: str):
     """The same holds for the checkpoints of the package."""
-    require_all_told(ModelSettings(name=name))
+    settings = ModelSettings(name=name)
+    identity = load(settings).identity
+    check_same_model_in_files(identity, settings, "modules.json")
+    assert refused_changes(identity, settings) == list(CHANGES)
 
 
 def test_the_weights_are_not_loaded(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch):

@@ -43,4 +43,6 @@ def test_another_chat_template_is_refused_even_with_the_same_weights(tiny_chat_m
 
 def test_the_name_alone_does_not_make_another_model(tiny_chat_model: ChatModel):
     """The same files in another folder are the same model."""
-    check_same_model(tiny_chat_model.identity, tiny_chat_model.identity.model_copy(update={"name": "moved"}), "x")
+    moved = tiny_chat_model.identity.model_copy(update={"name": "moved"})
+    assert moved != tiny_chat_model.identity
+    check_same_model(tiny_chat_model.identity, moved, "x")  # raises for another model

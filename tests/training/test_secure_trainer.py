@@ -232,7 +232,7 @@ def test_epochs_of_the_warm_up_are_passes_over_the_data(tiny_model_dir: Path, tm
         ({"warmup_phase_steps": None, "max_steps": -1, "num_train_epochs": 2.0}, 10),
     ):
         trainer = start(SecureSFTTrainer, secure(tmp_path, **settings), tiny_model_dir)
-        assert next(phase.steps for phase in trainer.defense.phases(trainer._context())) == steps
+        assert next(phase.steps for phase in trainer.defense.phases(trainer._context(trainer._sets))) == steps
 
 
 def test_a_plain_configuration_is_plain_fine_tuning(tiny_model_dir: Path, tmp_path: Path):

@@ -47,14 +47,14 @@ class ModuleGradients:
             batch_size: Prompts of the batch that will pass.
         """
         with ExitStack() as stack:
+            experts: dict[str, nn.Module] = {}  # both parameters of a layer's experts have the same holder
             for path, modules in self._by_path.items():
-                if not modules[0].of_experts:
+                if modules[0].of_experts:
+                    experts[path.rpartition(".")[0]] = modules[0].holder_in(model)
+                else:
                     stack.callback(self._watch_linear(model, modules).remove)
-                else:  # both parameters of a layer's experts have the same holder, which is to be watched once
-                    holder, name = modules[0].holder_in(model), modules[0].weight_name.rpartition(".")[2]
-                    base = path.removesuffix(name)
-                    if name == "down_proj":
-                        stack.enter_context(watch_experts(holder, batch_size, self._expert_watcher(base)))
+            for path, holder in experts.items():
+                stack.enter_context(watch_experts(holder, batch_size, self._expert_watcher(path)))
             yield
 
     def stacked(self, modules: Sequence[ProjectionModule]) -> Float[Tensor, "module batch"]:
@@ -68,9 +68,9 @@ class ModuleGradients:
 
         return modules[0].holder_in(model).register_forward_hook(see)
 
-    def _expert_watcher(self, base: str) -> Callable[[ExpertCall], None]:
+    def _expert_watcher(self, holder_path: str) -> Callable[[ExpertCall], None]:
         def see(call: ExpertCall) -> None:
-            modules = self._by_path[base + call.parameter]
+            modules = self._by_path[f"{holder_path}.{call.parameter}"]
             self._expect_gradient(modules, call.expert, [call.inputs.detach()], call.output, call.by_prompt)
 
         return see

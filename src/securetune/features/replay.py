@@ -172,15 +172,18 @@ class LayerReplay:
         for index, batch in enumerate(self._batches):
             stacked = torch.cat([output[index] for output in outputs])
             calls = [repeated_call(call, len(batch.last), len(variants)) for call in self._calls[index]]
-            rows = self._run_rest(self._position + 1, stacked, calls, batch.last.repeat(len(variants)), keep_layers)
+            last = batch.last.repeat(len(variants))
+            rows = self._run_rest(self._position + 1, stacked, calls, last, keep_layers)
+            if keep_layers:  # what the perturbed layer itself gave
+                rows = torch.cat([at_last_token(stacked, last).unsqueeze(1), rows], dim=1)
             parts.append(rows.unflatten(0, (len(variants), len(batch.last))).transpose(0, 1))
         return in_callers_order(parts, self._batches).permute(1, 2, 0, 3)
 
     def _run_rest(
         self, start: int, states: Tensor, calls: list[dict[str, Any]], last: Int[Tensor, " row"], keep_layers: bool
     ) -> Float[Tensor, "row layer hidden"]:
-        """Run the layers from `start` on; `states` are what the layer below it gave, and are kept as well."""
-        kept = [at_last_token(states, last)] if keep_layers else []
+        """Run the layers from `start` on and the final norm; `states` are what the layer below it gave."""
+        kept = []
         with last_tokens_only(self._model, self._modules, last):
             for layer in range(start, len(self._layers)):
                 states = layer_output(self._layers[layer](states, **calls[layer]))
@@ -191,21 +194,14 @@ class LayerReplay:
 
     @torch.inference_mode()
     def _run_to_end(self, keep_layers: bool) -> Float[Tensor, "layer prompt hidden"]:
-        parts = []
-        for index, batch in enumerate(self._batches):
-            kept: list[Tensor] = []
-            states = self._inputs[index]
-            with last_tokens_only(self._model, self._modules, batch.last):
-                for layer in range(self._position, len(self._layers)):
-                    states = self._run(index, layer, layer + 1, states)
-                    if keep_layers and layer + 1 < len(self._layers):
-                        kept.append(at_last_token(states, batch.last))
-            kept.append(self._norm(at_last_token(states, batch.last).unsqueeze(1)).squeeze(1))
-            parts.append(torch.stack(kept, dim=1))
+        parts = [
+            self._run_rest(self._position, states, calls, batch.last, keep_layers)
+            for states, calls, batch in zip(self._inputs, self._calls, self._batches, strict=True)
+        ]
         return in_callers_order(parts, self._batches).transpose(0, 1)
 
-    def _run(self, batch_index: int, start: int, stop: int, states: Tensor | None = None) -> Tensor:
-        states = self._inputs[batch_index] if states is None else states
+    def _run(self, batch_index: int, start: int, stop: int) -> Tensor:
+        states = self._inputs[batch_index]
         for layer in range(start, stop):
             states = layer_output(self._layers[layer](states, **self._calls[batch_index][layer]))
         return states

@@ -1,14 +1,15 @@
-"""Parameter groups of a phase in any of TRL's or transformers' trainers."""
+"""What a trainer of TRL's does differently in a phase of a method: the groups of its optimizer, and its loss."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from transformers import Trainer
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
 
-from securetune.defenses import Phase
+from securetune.defenses import Defense, Phase
 from securetune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,14 +18,35 @@ else:
     _Base = object  # mixed into a trainer; it must come before it
 
 
-class GroupedOptimizer(_Base):
-    """Makes a trainer's optimizer with the groups of a phase, each split by weight decay as transformers does.
+class PhaseOfMethod(_Base):
+    """A trainer's optimizer with the groups of a phase, and its loss with the method's part.
 
     Attributes:
         phase: What trains, at which rates. Set before the optimizer is made.
+        defense: The method.
     """
 
     phase: Phase
+    defense: Defense
+
+    @property
+    def network(self) -> PreTrainedModel | PeftModel:
+        """The model itself, without any wrapper of a distributed engine."""
+        assert isinstance(self.model, PreTrainedModel | PeftModel)
+        return self.model
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the trainer's loss, changed by the method while training."""
+        found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if return_outputs or not model.training:
+            return found
+        return self.defense.adjust_loss(found, self.network, inputs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer that the user or the arguments name, with the phase's groups.
@@ -33,10 +55,8 @@ class GroupedOptimizer(_Base):
             ConfigError: If a name of a group matches no trainable parameter, or one is in two groups or in none.
         """
         if self.optimizer is None:
-            network = model or self.model
-            assert isinstance(network, nn.Module)
             kind, arguments = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = kind(self._optimizer_groups(network), **arguments)
+            self.optimizer = kind(self._optimizer_groups(model or self.network), **arguments)
         assert isinstance(self.optimizer, torch.optim.Optimizer)
         return self.optimizer
 

@@ -6,19 +6,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from trl import SFTTrainer
 
 from securetune.artifacts import read_json, write_json
 from securetune.defenses import Defense, Phase
-from securetune.training.phase_groups import GroupedOptimizer, freeze_all_but, trained_names
+from securetune.training.phase_groups import PhaseOfMethod, freeze_all_but, trained_names
 from securetune.training.weights import load_weights, save_weights
 
 _COMPLETE = "complete.json"
 _WEIGHTS = "weights.safetensors"
 
 
-class PhaseTrainer(GroupedOptimizer, SFTTrainer):
+class PhaseTrainer(PhaseOfMethod, SFTTrainer):
     """Trains one phase and nothing else: a second phase is a second trainer, with an optimizer and schedule of its own.
 
     Changing what may train during a run fails in silence (the optimizer never hears of it), breaks distributed wrappers
@@ -32,7 +32,7 @@ class PhaseTrainer(GroupedOptimizer, SFTTrainer):
 
     def __init__(self, *, phase: Phase, defense: Defense, **arguments: Any) -> None:
         self.phase = phase
-        self._defense = defense
+        self.defense = defense
         self._trained_names = trained_names(phase)
         freeze_all_but(arguments["model"], self._trained_names)
         self.seconds_before = 0.0
@@ -40,26 +40,9 @@ class PhaseTrainer(GroupedOptimizer, SFTTrainer):
         super().__init__(**arguments)
 
     @property
-    def network(self) -> nn.Module:
-        """The model itself, without any wrapper of a distributed engine."""
-        assert isinstance(self.model, nn.Module)
-        return self.model
-
-    @property
     def folder(self) -> Path:
         """Where the checkpoints lie."""
         return Path(str(self.args.output_dir))
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Return TRL's loss, changed by the defense."""
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return found if return_outputs else self._defense.adjust_loss(found, self.network, inputs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         save_weights(self.network, self._trained_names, Path(output_dir or self.folder) / _WEIGHTS)

@@ -22,7 +22,7 @@ from securetune.errors import ConfigError
 from securetune.models import map_modules
 from securetune.training.model_traces import trainer_traces_removed
 from securetune.training.parameters import split_parameters
-from securetune.training.phase_groups import GroupedOptimizer, freeze_all_but, trained_names
+from securetune.training.phase_groups import PhaseOfMethod, freeze_all_but, trained_names
 from securetune.training.robust_choice import chosen_modules
 from securetune.training.secure_config import AUTO, SecureSFTConfig
 from securetune.training.update_norms import measure_update, take_snapshot
@@ -32,7 +32,7 @@ _COMPLETE = "complete.json"
 _WEIGHTS = "weights.safetensors"
 
 
-class MethodTrainer(GroupedOptimizer, SFTTrainer):
+class MethodTrainer(PhaseOfMethod, SFTTrainer):
     """Fine-tunes with SWAT or ML-LR; with `method="ift"` it is TRL's `SFTTrainer`.
 
     `train()` does all phases. Each is a complete run with an optimizer and a schedule of its own, because what may
@@ -58,7 +58,7 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
         *positional: Any,
         **arguments: Any,
     ) -> None:
-        secure = _secure_arguments(args)
+        secure = args if isinstance(args, SecureSFTConfig) else None
         self._passed_on: dict[str, Any] = {
             name: arguments.get(name) for name in ("compute_loss_func", "compute_metrics", "optimizer_cls_and_kwargs")
         }
@@ -66,15 +66,10 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
         self.robust_modules: list[str] | None = None
         self._phases: list[Phase] = []
         self._start: dict[str, Tensor] | None = None
-        super().__init__(model, secure or args, *positional, **arguments)
+        self._sets: ParameterSets | None = None
+        super().__init__(model, args, *positional, **arguments)
         if secure is not None:
             self._prepare_method(secure)
-
-    @property
-    def network(self) -> PreTrainedModel | PeftModel:
-        """The model itself, without any wrapper of a distributed engine."""
-        assert isinstance(self.model, PreTrainedModel | PeftModel)
-        return self.model
 
     def _prepare_method(self, secure: SecureSFTConfig) -> None:
         """Find the robust modules and split what trains; nothing is trained or written yet."""
@@ -90,9 +85,7 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
         if choice is not None:
             self.robust_modules = chosen_modules(choice, self.network, self._tokenizer, self._modules)
         self._settings = secure.secure_settings()
-        self._sets: ParameterSets = split_parameters(
-            self.network, self._modules, self.robust_modules, self._settings, self.defense
-        )
+        self._sets = split_parameters(self.network, self._modules, self.robust_modules, self._settings, self.defense)
 
     def found_automatically(self) -> RobustModules:
         """Return the modules that `robust_modules="auto"` means.
@@ -117,13 +110,14 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
             ignore_keys_for_eval: As with transformers.
         """
         self._introduce()
-        if not hasattr(self, "_sets"):
+        if self._sets is None:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-        self._phases = self.defense.phases(self._context())
+        context = self._context(self._sets)
+        self._phases = self.defense.phases(context)
         *before, self.phase = self._phases
         checkpoint = self._main_checkpoint(resume_from_checkpoint)
         trainable = frozenset(name for name, parameter in self.network.named_parameters() if parameter.requires_grad)
-        self.defense.before_training(self.network, self._context())
+        self.defense.before_training(self.network, context)
         for phase in before if checkpoint is None else []:
             self._train_before(phase, resume=bool(resume_from_checkpoint))
             set_seed(self.args.seed)  # dropout must not depend on whether the phase ran just now or was read
@@ -133,7 +127,7 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
         self._introduce()
         output: TrainOutput = super().train(checkpoint, trial, ignore_keys_for_eval)
         freeze_all_but(self.network, trainable)
-        self.defense.after_training(self.network, self._context())
+        self.defense.after_training(self.network, context)
         return output
 
     def _introduce(self) -> None:
@@ -148,12 +142,12 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
         folder = Path(str(self.args.output_dir))
         return get_last_checkpoint(str(folder)) if resume_from_checkpoint and folder.is_dir() else None
 
-    def _context(self) -> DefenseContext:
+    def _context(self, sets: ParameterSets) -> DefenseContext:
         settings = self._settings
         steps = self._main_steps()
         if (epochs := getattr(self.args, "warmup_phase_epochs", None)) is not None:
             settings = settings.model_copy(update={"warmup_phase_steps": self._steps_of(epochs)})
-        return DefenseContext(settings, self.args.learning_rate, steps, self._sets)
+        return DefenseContext(settings, self.args.learning_rate, steps, sets)
 
     def _main_steps(self) -> int:
         return self.args.max_steps if self.args.max_steps > 0 else self._steps_of(self.args.num_train_epochs)
@@ -204,19 +198,6 @@ class MethodTrainer(GroupedOptimizer, SFTTrainer):
         arguments.dataset_kwargs = {"skip_prepare_dataset": True}  # the main trainer has prepared it
         return arguments
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Return TRL's loss, changed by the method while training."""
-        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if return_outputs or not model.training:
-            return found
-        return self.defense.adjust_loss(found, self.network, inputs)
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer, with the method's groups."""
         if not self._phases:
@@ -253,7 +234,7 @@ class _EarlierPhase(MethodTrainer):
         freeze_all_but(main.network, trained_names(phase))  # before the optimizer and any wrapper are made
         self.phase, self._phases = phase, [phase]
         self.defense, self.robust_modules, self._modules = main.defense, main.robust_modules, main._modules
-        self._start = None
+        self._start = self._sets = None
         SFTTrainer.__init__(
             self,
             main.network,
@@ -278,7 +259,3 @@ class _EarlierPhase(MethodTrainer):
         for callback in main.callback_handler.callbacks:
             if type(callback) not in own:
                 self.add_callback(callback)
-
-
-def _secure_arguments(args: Any) -> SecureSFTConfig | None:
-    return args if isinstance(args, SecureSFTConfig) else None
