@@ -14,7 +14,7 @@ from securetune.defenses import Defense, DefenseContext, ParameterSets, Phase, f
 from securetune.models import ProjectionModule, load_skeleton, map_modules
 from securetune.training.adapters import add_adapters
 from securetune.training.parameters import split_parameters
-from securetune.training.train import FULL_LEARNING_RATE, LORA_LEARNING_RATE
+from securetune.training.train import base_learning_rate
 from securetune.training.tuned_model import base_reference
 
 
@@ -75,8 +75,3 @@ def _prepared(
     plain: PreTrainedModel, modules: Sequence[ProjectionModule], settings: TrainingSettings, name: str
 ) -> nn.Module:
     return add_adapters(plain, modules, settings, base_reference(name)) if settings.tune == "lora" else plain
-
-
-def base_learning_rate(settings: TrainingSettings) -> float:
-    """Return the base rate with its default filled in, as training does."""
-    return settings.learning_rate or (LORA_LEARNING_RATE if settings.tune == "lora" else FULL_LEARNING_RATE)

@@ -164,13 +164,17 @@ def _context(
     rows: EncodedConversations,
 ) -> DefenseContext:
     robust_names = None if checked.manifest is None else _robust_names(checked.manifest)
-    default = LORA_LEARNING_RATE if settings.tune == "lora" else FULL_LEARNING_RATE
     return DefenseContext(
         settings=settings,
-        learning_rate=settings.learning_rate or default,
+        learning_rate=base_learning_rate(settings),
         main_steps=main_phase_steps(settings, len(rows.dataset)),
         parameters=split_parameters(network, modules, robust_names, settings, checked.defense),
     )
+
+
+def base_learning_rate(settings: TrainingSettings) -> float:
+    """Return the base rate with its default filled in."""
+    return settings.learning_rate or (LORA_LEARNING_RATE if settings.tune == "lora" else FULL_LEARNING_RATE)
 
 
 def main_phase_steps(settings: TrainingSettings, row_count: int) -> int:

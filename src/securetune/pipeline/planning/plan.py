@@ -24,11 +24,11 @@ from securetune.pipeline.planning.example import segments
 from securetune.pipeline.planning.memory import ASSUMPTIONS, estimate_memory
 from securetune.pipeline.planning.module_map import map_by_type
 from securetune.pipeline.planning.planned import ExampleSegment, Plan, PlannedGroup, PlannedPhase, PlannedTraining
-from securetune.pipeline.skeletons import TrainingSkeleton, base_learning_rate, make_training_skeleton
+from securetune.pipeline.skeletons import TrainingSkeleton, make_training_skeleton
 from securetune.training.checks import warmup_problems
 from securetune.training.encoding import EncodedConversations
 from securetune.training.parameters import owner_of
-from securetune.training.train import encode_for_training, main_phase_steps
+from securetune.training.train import base_learning_rate, encode_for_training, main_phase_steps
 
 _ROBUST, _REST = "(robust)", "(rest)"
 
