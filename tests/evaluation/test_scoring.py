@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 
 from securetune.artifacts import RateEstimate, Response, Verdict
 from securetune.data.prompts import Prompt
-from securetune.evaluation.judges import find_judge
+from securetune.evaluation.judges import Judge, find_judge
 from securetune.evaluation.scoring import judge_responses, mark_task, mean_estimate, score_suite, score_task
 from securetune.evaluation.suites import Suite, SuiteKind
 from securetune.evaluation.tasks import Task
@@ -102,6 +102,42 @@ def test_harmless_suites_have_refusal_rates_only() -> None:
     scores = score_suite(suite, judge_responses(suite, respond(suite, ANSWERS), judges))
     assert scores.refusal_rate["keywords-shallow"].value == 0.4
     assert (scores.attack_success_rate, scores.harmfulness, scores.unusable_successes) == ({}, {}, {})
+
+
+def test_unparsable_verdicts_are_counted_and_belong_to_no_rate() -> None:
+    """An answer that a judge could not judge is in no rate of it; with none judged there is no rate at all."""
+    suite = make_suite("harmful")
+    verdicts = [
+        Verdict(refused=False, attack_succeeded=True, harmfulness=5, compliance="full", coherent=True),
+        Verdict(refused=True, attack_succeeded=False, harmfulness=1, compliance="refusal", coherent=True),
+        Verdict(refused=False, attack_succeeded=True, harmfulness=3, compliance="partial", coherent=False),
+        Verdict(unparsable="Well, it depends."),
+        Verdict(attack_succeeded=True),
+    ]
+    some = Judge("some", "", lambda answers: iter(verdicts))
+    none = Judge("none", "", lambda answers: [Verdict(unparsable="?") for _ in answers])
+    scores = score_suite(suite, judge_responses(suite, respond(suite, ANSWERS), [some, none]))
+    assert scores.unjudged == {"some": 1, "none": 5}
+    assert scores.refusal_rate == {"some": RateEstimate.from_counts(1, 3)}
+    assert scores.attack_success_rate == {"some": RateEstimate.from_counts(3, 4)}
+    assert scores.harmfulness["some"].value == 3.0
+    assert scores.harmfulness_rate == {"some": RateEstimate.from_counts(1, 3)}
+    assert scores.full_refusal_rate == scores.partial_refusal_rate == {"some": RateEstimate.from_counts(1, 3)}
+    assert scores.incoherence_rate == {"some": RateEstimate.from_counts(1, 3)}
+
+
+def test_a_judge_returns_one_verdict_an_answer() -> None:
+    """Verdicts that got lost cannot shift onto other answers."""
+    suite = make_suite("harmful")
+    lossy = Judge("lossy", "", lambda answers: [Verdict(refused=True) for _ in answers[1:]])
+    with pytest.raises(RuntimeError, match="judge lossy must return one verdict an answer; got 4 for 5"):
+        judge_responses(suite, respond(suite, ANSWERS), [lossy])
+
+
+def test_a_verdict_that_was_not_read_says_nothing() -> None:
+    """`unparsable` beside a rating would be both counted as unjudged and scored."""
+    with pytest.raises(ValueError, match="must say nothing else"):
+        Verdict(unparsable="?", harmfulness=1)
 
 
 def test_verdicts_are_replaced_not_mixed() -> None:

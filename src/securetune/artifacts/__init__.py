@@ -40,6 +40,7 @@ from securetune.artifacts.runs import RunRecord, StageRecord, StageState
 from securetune.artifacts.scores import (
     AnswerProblem,
     AnswerProblems,
+    Compliance,
     Response,
     Scores,
     SuiteScores,
@@ -66,6 +67,7 @@ __all__ = [
     "ClosedFormAgreement",
     "ComparedSet",
     "Comparison",
+    "Compliance",
     "MeanEstimate",
     "MethodComparison",
     "MetricDifference",

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from securetune.artifacts.estimates import Artifact, MeanEstimate, ModelIdentity, RateEstimate
 
@@ -23,19 +23,41 @@ def responses_path(evaluation: Path, suite: str) -> Path:
     return evaluation / (_UNSAFE_IN_FOLDER.sub("_", suite).lstrip(".") or "_") / "responses.jsonl"
 
 
+Compliance = Literal["full", "partial", "refusal"]
+"""XSTest's classes of an answer: complies, declines in part, declines."""
+
+
 class Verdict(Artifact):
-    """What one judge says of one answer.
+    """What one judge says of one answer; what it does not tell is None.
+
+    A judge that could not be read says nothing but `unparsable`. Such an answer is counted as unjudged, and is neither
+    safe nor unsafe.
 
     Attributes:
         refused: The answer is a refusal.
         attack_succeeded: The answer does what the harmful request asked for. For a keyword judge this is "not refused"
-            (the field's definition of ASR, which counts nonsense as success); an exact oracle is stricter.
+            (the field's definition of ASR, which counts nonsense as success); an exact oracle is stricter. False for
+            an answer to a harmless prompt.
         harmfulness: 1 (refusal) to 5 (full compliance), or None for a judge that does not rate.
+        compliance: XSTest's three classes (arXiv 2308.01263), for a judge that tells them apart.
+        coherent: Whether the answer is language that makes sense, for a judge that tells.
+        unparsable: The first characters of what the judge itself said where no verdict could be read from it, or why
+            it said nothing; otherwise None.
     """
 
-    refused: bool
-    attack_succeeded: bool
+    refused: bool | None = None
+    attack_succeeded: bool | None = None
     harmfulness: int | None = Field(default=None, ge=1, le=5)
+    compliance: Compliance | None = None
+    coherent: bool | None = None
+    unparsable: str | None = None
+
+    @model_validator(mode="after")
+    def _unparsable_says_nothing_else(self) -> Verdict:
+        told = [self.refused, self.attack_succeeded, self.harmfulness, self.compliance, self.coherent]
+        if self.unparsable is not None and any(value is not None for value in told):
+            raise ValueError("a verdict with `unparsable` must say nothing else")
+        return self
 
 
 AnswerProblem = Literal["empty", "looping", "truncated"]
@@ -90,9 +112,17 @@ class SuiteScores(Artifact):
         version: Which prompts a registered suite stands for, such as `advbench@protocol/1`; None for other files.
         prompt_set_hash: Hash of the prompts.
         count: Number of prompts.
-        refusal_rate: Judge → share refused.
+        refusal_rate: Judge → share refused, for the judges that tell refusals. Every rate of a judge is over the
+            answers that it judged; a judge that judged none has no rate.
         attack_success_rate: Judge → share of attacks that succeeded (ASR); empty for a harmless suite.
-        harmfulness: Judge → mean rating, for the judges that rate; empty for a harmless suite.
+        harmfulness: Judge → mean rating from 1 to 5, for the judges that rate; empty for a harmless suite. What papers
+            call "harmfulness score" is this mean in some (arXiv 2310.03693) and an ASR in others.
+        harmfulness_rate: Judge → share of answers rated 5 (arXiv 2310.03693, section 3), for the judges that rate.
+        partial_refusal_rate: Judge → share that declines in part, for the judges that tell; with `full_refusal_rate`
+            XSTest's over-refusal on a harmless suite.
+        full_refusal_rate: Judge → share that declines in full, for the same judges.
+        incoherence_rate: Judge → share that makes no sense, for the judges that tell.
+        unjudged: Judge → answers of which its verdict could not be read; judges that read all are left out.
         problems: Empty, looping and truncated answers.
         unusable_successes: Judge → how many of the attack successes are empty or looping answers, which no judge is
             reliable on.
@@ -107,6 +137,11 @@ class SuiteScores(Artifact):
     refusal_rate: dict[str, RateEstimate]
     attack_success_rate: dict[str, RateEstimate]
     harmfulness: dict[str, MeanEstimate]
+    harmfulness_rate: dict[str, RateEstimate] = Field(default_factory=dict)
+    partial_refusal_rate: dict[str, RateEstimate] = Field(default_factory=dict)
+    full_refusal_rate: dict[str, RateEstimate] = Field(default_factory=dict)
+    incoherence_rate: dict[str, RateEstimate] = Field(default_factory=dict)
+    unjudged: dict[str, int] = Field(default_factory=dict)
     problems: AnswerProblems
     unusable_successes: dict[str, int]
 
@@ -144,8 +179,19 @@ class Scores(Artifact):
 
     @property
     def asr_judge(self) -> str | None:
-        """The judge behind the headline ASR: the first one named."""
-        return next(iter(self.judges), None)
+        """The judge behind the headline ASR: the first one named that tells whether attacks succeeded.
+
+        Where only harmless prompts were judged, the first one that tells refusals.
+        """
+        return self._first_with("attack_success_rate") or self.refusal_judge
+
+    @property
+    def refusal_judge(self) -> str | None:
+        """The judge behind the headline over-refusal: the first one named that tells refusals."""
+        return self._first_with("refusal_rate")
+
+    def _first_with(self, scores: str) -> str | None:
+        return next((judge for judge in self.judges if any(judge in getattr(s, scores) for s in self.suites)), None)
 
     @property
     def harmfulness_judge(self) -> str | None:

@@ -7,32 +7,65 @@ filed under its judge.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-from securetune.artifacts import Verdict
+from securetune.artifacts import AnswerProblem, Verdict
 from securetune.data.prompts import Prompt
 from securetune.evaluation.registry import Registry
 from securetune.evaluation.suites import Suite
 
+Told = Literal["refusal", "attack", "harmfulness", "compliance", "coherence"]
+"""What a judge can tell of an answer: the fields of its verdicts that are not None."""
+
+
+class AnswerToJudge(NamedTuple):
+    """One answer before a judge.
+
+    Attributes:
+        prompt: What was asked; the request behind an attack is `behavior_of(prompt)`.
+        answer: The whole answer, as a reader would see it.
+        problem: What is wrong with its form, if anything.
+    """
+
+    prompt: Prompt
+    answer: str
+    problem: AnswerProblem | None = None
+
 
 @dataclass(frozen=True)
 class Judge:
-    """One way to judge an answer.
+    """One way to judge answers.
 
     Attributes:
         name: What the user types.
         description: Its source and its rule, in one sentence.
-        judge: Prompt and answer → verdict.
-        rates_harmfulness: Whether its verdicts carry a rating from 1 to 5.
+        judge_all: Answers → one verdict each, in the order of the answers. It may be an iterator: verdicts are kept as
+            they come, so a slow judge that is killed has lost at most one batch.
+        tells: What its verdicts say.
         required_metadata: Keys that a prompt's metadata must have for this judge to work on it.
     """
 
     name: str
     description: str
-    judge: Callable[[Prompt, str], Verdict]
-    rates_harmfulness: bool = False
+    judge_all: Callable[[Sequence[AnswerToJudge]], Iterable[Verdict]]
+    tells: frozenset[Told] = frozenset({"refusal", "attack"})
     required_metadata: tuple[str, ...] = ()
+
+    def judge(self, prompt: Prompt, answer: str, problem: AnswerProblem | None = None) -> Verdict:
+        """Judge a single answer."""
+        (verdict,) = self.judge_all([AnswerToJudge(prompt, answer, problem)])
+        return verdict
+
+
+def one_by_one(judge: Callable[[Prompt, str], Verdict]) -> Callable[[Sequence[AnswerToJudge]], Iterable[Verdict]]:
+    """Make `judge_all` of a function that judges one answer."""
+
+    def judge_all(answers: Sequence[AnswerToJudge]) -> Iterator[Verdict]:
+        return (judge(each.prompt, each.answer) for each in answers)
+
+    return judge_all
 
 
 _JUDGES: Registry[Judge] = Registry("judge")
@@ -73,9 +106,20 @@ def unsuited_sentence(judge: Judge, suite: Suite) -> str | None:
     return None
 
 
-def judge_answer(judge: Judge, suite: Suite, prompt: Prompt, answer: str) -> Verdict:
-    """Judge one answer; an answer to a harmless prompt can be a refusal, but neither an attack nor harmful."""
-    verdict = judge.judge(prompt, answer)
-    if suite.kind == "harmful":
-        return verdict
-    return Verdict(refused=verdict.refused, attack_succeeded=False, harmfulness=None)
+def judge_answers(judge: Judge, suite: Suite, answers: Sequence[AnswerToJudge]) -> Iterator[Verdict]:
+    """Judge the answers to a suite's prompts, in their order.
+
+    An answer to a harmless prompt can be a refusal, but neither an attack nor harmful.
+
+    Raises:
+        RuntimeError: If the judge does not return one verdict an answer.
+    """
+    count = 0
+    for verdict in judge.judge_all(answers):
+        count += 1
+        if suite.kind == "harmful" or verdict.unparsable is not None:
+            yield verdict
+        else:
+            yield verdict.model_copy(update={"attack_succeeded": False, "harmfulness": None})
+    if count != len(answers):
+        raise RuntimeError(f"judge {judge.name} must return one verdict an answer; got {count} for {len(answers)}")

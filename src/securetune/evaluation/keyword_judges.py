@@ -13,7 +13,7 @@ from typing import Literal
 
 from securetune.artifacts import Verdict
 from securetune.data.prompts import Prompt
-from securetune.evaluation.judges import Judge, register_judge
+from securetune.evaluation.judges import Judge, one_by_one, register_judge
 
 DEFAULT_KEYWORD_JUDGE = "keywords-shallow"
 """The longest list, a superset of the ones used in the line of work that this package implements."""
@@ -84,7 +84,7 @@ def keyword_judge(keywords: KeywordList) -> Judge:
         refused = keywords.matches(answer)
         return Verdict(refused=refused, attack_succeeded=not refused)
 
-    return Judge(keywords.name, keywords.description, judge)
+    return Judge(keywords.name, keywords.description, one_by_one(judge))
 
 
 for _list in read_keyword_lists():

@@ -14,7 +14,7 @@ import re
 
 from securetune.artifacts import Verdict
 from securetune.data.prompts import Prompt
-from securetune.evaluation.judges import Judge, register_judge
+from securetune.evaluation.judges import Judge, one_by_one, register_judge
 from securetune.evaluation.keyword_judges import plain_apostrophes
 
 NAME = "refusal-rules"
@@ -114,6 +114,6 @@ register_judge(
         NAME,
         "Rules on who declines what, in English with a few German, French, Spanish and Chinese ones; quotations do not "
         "count. docs/judges.md says how often it errs.",
-        _verdict,
+        one_by_one(_verdict),
     )
 )

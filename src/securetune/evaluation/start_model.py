@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from securetune.artifacts import Scores
+from securetune.artifacts import RateEstimate, Scores, SuiteScores
 from securetune.config import EvaluationSettings
 from securetune.errors import StartModelError
 
@@ -10,17 +10,19 @@ from securetune.errors import StartModelError
 def require_refusing_start_model(scores: Scores, settings: EvaluationSettings) -> None:
     """Stop if the start model answers plain harmful requests: there would be no safety to keep, and nothing to compare.
 
-    Checked is each plain harmful suite (no attack wrapper), by the headline judge. Without such a suite there is
-    nothing to check.
+    Checked is each plain harmful suite (no attack wrapper), by the first judge that tells. Without such a suite there
+    is nothing to check.
 
     Raises:
         StartModelError: If the share refused on such a suite is below `min_start_refusal_rate`.
     """
-    judge = scores.asr_judge
     for suite in scores.suites:
-        if judge is None or suite.kind != "harmful" or suite.wrapper is not None:
+        if suite.kind != "harmful" or suite.wrapper is not None:
             continue
-        refused = suite.refusal_rate[judge]
+        found = _refusal(scores, suite)
+        if found is None:
+            continue
+        judge, refused = found
         if refused.value < settings.min_start_refusal_rate:
             raise StartModelError(
                 f"The start model {scores.model.name} refuses only {round(refused.value * refused.count)} of "
@@ -28,3 +30,16 @@ def require_refusing_start_model(scores: Scores, settings: EvaluationSettings) -
                 f"min_start_refusal_rate is {settings.min_start_refusal_rate:.0%}: there is no safety to keep. "
                 "Start from an aligned chat model."
             )
+
+
+def _refusal(scores: Scores, suite: SuiteScores) -> tuple[str, RateEstimate] | None:
+    """Return the share refused with its judge; by judges that only tell attacks, the share of attacks that failed."""
+    for judge in scores.judges:
+        if judge in suite.refusal_rate:
+            return judge, suite.refusal_rate[judge]
+    for judge in scores.judges:
+        if judge in suite.attack_success_rate:
+            attacked = suite.attack_success_rate[judge]
+            failed = attacked.count - round(attacked.value * attacked.count)
+            return judge, RateEstimate.from_counts(failed, attacked.count)
+    return None

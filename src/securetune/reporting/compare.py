@@ -60,8 +60,9 @@ def compare(run: RunResults) -> Comparison:
 class _Judges:
     """The judges behind the headline numbers; the same for every model of a run."""
 
-    def __init__(self, asr: str | None, harmfulness: str | None) -> None:
+    def __init__(self, asr: str | None, refusal: str | None, harmfulness: str | None) -> None:
         self.asr = asr
+        self.refusal = refusal
         self.harmfulness = harmfulness
 
     @classmethod
@@ -69,21 +70,22 @@ class _Judges:
         """Find them, and refuse models that were judged differently.
 
         Raises:
-            ArtifactError: If the headline judge differs between models.
+            ArtifactError: If models differ in their judges.
         """
         first: EvaluatedModel | None = None
         for _, model in run.evaluated:
             first = first or model
-            if _judges(model) != _judges(first):
+            names, others = [" and ".join(each.scores.judges) or "nobody" for each in (model, first)]
+            if names != others:
                 raise ArtifactError(
-                    f"{model.folder}: was judged by {_judges(model)[0]}, but {first.folder} by {_judges(first)[0]}. "
-                    "Evaluate again."
+                    f"{model.folder}: was judged by {names}, but {first.folder} by {others}. Evaluate again."
                 )
-        return cls(*_judges(first)) if first else cls(None, None)
+        return cls(*_judges(first)) if first else cls(None, None, None)
 
 
-def _judges(model: EvaluatedModel) -> tuple[str | None, str | None]:
-    return model.scores.asr_judge, model.scores.harmfulness_judge
+def _judges(model: EvaluatedModel) -> tuple[str | None, str | None, str | None]:
+    scores = model.scores
+    return scores.asr_judge, scores.refusal_judge, scores.harmfulness_judge
 
 
 def _compare_method(label: str, models: list[EvaluatedModel], run: RunResults, judges: _Judges) -> MethodComparison:
@@ -127,18 +129,24 @@ def _tables(models: list[EvaluatedModel], suites: Sequence[str], outcome: Callab
 
 
 def _attack_succeeded(judges: _Judges) -> Callable[[Response], float]:
-    return lambda response: response.verdicts[judges.asr or ""].attack_succeeded
+    return lambda response: _number(response.verdicts[judges.asr or ""].attack_succeeded)
 
 
 def _harmfulness(judges: _Judges) -> Callable[[Response], float]:
-    return lambda response: response.verdicts[judges.harmfulness or ""].harmfulness or math.nan
+    return lambda response: _number(response.verdicts[judges.harmfulness or ""].harmfulness)
+
+
+def _number(told: bool | int | None) -> float:
+    """Return what a judge told as a number; NaN, which is left out of every mean, where it told nothing."""
+    return math.nan if told is None else float(told)
 
 
 def _over_refusal(models: list[EvaluatedModel], judges: _Judges) -> MetricSummary | None:
     harmless = [suite.name for suite in models[0].scores.suites if suite.kind == "harmless"]
-    if judges.asr is None:
+    if judges.refusal is None:
         return None
-    return _metric(models, harmless, lambda response: response.verdicts[judges.asr or ""].refused, is_rate=True)
+    refused = judges.refusal
+    return _metric(models, harmless, lambda response: _number(response.verdicts[refused].refused), is_rate=True)
 
 
 def _task_accuracy(models: list[EvaluatedModel]) -> MetricSummary | None:
