@@ -1,7 +1,10 @@
 """QLoRA: adapters on a model whose weights are packed into 4 bits."""
 
+import copy
 import importlib.util
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,16 @@ from transformers import (
 )
 
 from securetune import SecureSFTConfig, SecureSFTTrainer
-from securetune.errors import ConfigError
+from securetune.config import AnalyzeConfig, ModelSettings, RunConfig, TrainingSettings
+from securetune.data.conversations import read_conversations
+from securetune.errors import ArtifactError, ConfigError, InputError
 from securetune.models import load, map_modules
+from securetune.pipeline.checks import check_run
+from securetune.pipeline.single_stages import analyze_model
+from securetune.progress import silent
+from securetune.training.checks import check_training
 from securetune.training.phase_groups import freeze_all_but
+from securetune.training.robust_choice import check_made_for
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (no GPU is needed)"
@@ -156,3 +166,46 @@ def test_packed_weights_are_mapped_like_plain_ones(name: str):
     assert [(m.name, m.type, m.parameter_count, m.part) for m in found] == expected
     freeze_all_but(model, frozenset({"lm_head.weight"}))
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["lm_head.weight"]
+
+
+@pytest.fixture
+def packed_folder(wide_model_dir: Path, tmp_path: Path) -> Path:
+    """The same model with the configuration of a quantized one: all that can be read before weights are loaded."""
+    folder = Path(shutil.copytree(wide_model_dir, tmp_path / "packed"))
+    content = json.loads((folder / "config.json").read_text())
+    content["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_rounded_weights_are_not_trained_in_full(packed_folder: Path, tmp_path: Path) -> None:
+    """`train` refuses all parameters of a quantized model before it loads it; adapters are no problem there."""
+    model, data = ModelSettings(name=str(packed_folder)), read_conversations("tiny-world")
+    with pytest.raises(InputError, match=r"tune: full cannot train rounded weights.*Use tune: lora"):
+        check_training(TrainingSettings(method="ift", tune="full"), model, data, tmp_path / "out")
+    check_training(TrainingSettings(method="ift", tune="lora"), model, data, tmp_path / "out")
+
+
+def test_packed_weights_are_not_perturbed(packed_folder: Path, tmp_path: Path) -> None:
+    """`analyze` and `run` refuse a quantized model before they load it, and say what to do instead."""
+    wanted = r"packed: is quantized, and packed weights cannot be perturbed.*model in full precision"
+    model = ModelSettings(name=str(packed_folder))
+    with pytest.raises(InputError, match=wanted):
+        analyze_model(AnalyzeConfig(model=model), tmp_path / "robustness.json", silent)
+    run = RunConfig(model=model, data="tiny-world")
+    with pytest.raises(InputError, match=wanted):
+        check_run(run, None)
+
+
+def test_a_manifest_of_the_model_in_full_precision_fits_its_packed_twin(wide_model_dir: Path) -> None:
+    """Weights are not compared where they are packed; architecture and chat template still are."""
+    chat = load(str(wide_model_dir))
+    manifest = make_manifest(chat, ["L0.q_proj"])
+    others = chat.identity.model_copy(update={"weights_fingerprint": "packed", "parameter_count": 7})
+    packed = copy.copy(chat.model)
+    packed.is_quantized = True
+    check_made_for(manifest, others, packed, "the manifest")
+    with pytest.raises(ArtifactError, match="the manifest"):
+        check_made_for(manifest, others, chat.model, "the manifest")
+    with pytest.raises(ArtifactError, match="the manifest"):
+        check_made_for(manifest, others.model_copy(update={"chat_template_hash": "x"}), packed, "the manifest")

@@ -1,7 +1,7 @@
 """Models: loading, rendering of prompts, and where the projections of an architecture live."""
 
 from securetune.models.architectures import MODULE_TYPES, Architecture, list_architectures, register_architecture
-from securetune.models.checks import check_model
+from securetune.models.checks import check_model, is_quantized
 from securetune.models.identity import chat_template_hash, check_same_model, identify
 from securetune.models.identity_in_files import check_same_model_in_files
 from securetune.models.loading import ChatModel, load
@@ -25,6 +25,7 @@ __all__ = [
     "check_same_model_in_files",
     "encode_prompts",
     "identify",
+    "is_quantized",
     "list_architectures",
     "list_models",
     "load",

@@ -163,6 +163,20 @@ def load_config(settings: ModelSettings, source: ModelSource) -> PreTrainedConfi
         raise ModelError(f"{settings.name}: configuration cannot be read ({first_line(error)})") from None
 
 
+def is_quantized(settings: ModelSettings) -> bool:
+    """Tell whether a model's weights are stored rounded and packed, such as those of bitsandbytes, GPTQ or AWQ.
+
+    Of an adapter, its start model is looked at.
+
+    Raises:
+        ModelError: If its configuration cannot be read.
+    """
+    source = find_model(settings.name)
+    base = adapter_base(source)
+    base_source = find_model(base) if base else source
+    return getattr(load_config(settings, base_source), "quantization_config", None) is not None
+
+
 def load_tokenizer(settings: ModelSettings, source: ModelSource) -> PreTrainedTokenizerBase:
     """Read a model's tokenizer.
 

@@ -12,7 +12,7 @@ from securetune.data.overlap import overlap_sentence
 from securetune.data.prompts import ProbeSet, load_probes
 from securetune.errors import ConfigError, InputError, ProblemList
 from securetune.evaluation import EvaluationPlan, Suite, check_evaluation, load_suite
-from securetune.models import check_model, check_same_model_in_files
+from securetune.models import check_model, check_same_model_in_files, is_quantized
 from securetune.pipeline.folder import RunFolder, check_folder
 from securetune.pipeline.jobs import needs_manifest, needs_search
 from securetune.training import setting_problems
@@ -36,6 +36,9 @@ def check_run(config: RunConfig, folder: RunFolder | None) -> EvaluationSettings
     problems = ProblemList()
     model_problems = check_model(config.model)
     problems.found += model_problems
+    if not model_problems:
+        with problems.collect():
+            check_weights_can_be_perturbed(config.model)
     probes: ProbeSet | None = None
     with problems.collect():
         probes = load_probes(config.probes, config.model.name)
@@ -59,6 +62,19 @@ def check_run(config: RunConfig, folder: RunFolder | None) -> EvaluationSettings
     problems.raise_if_any(InputError)
     assert plan is not None
     return plan.settings
+
+
+def check_weights_can_be_perturbed(model: ModelSettings) -> None:
+    """Refuse to analyze or search a quantized model.
+
+    Raises:
+        ConfigError: If it is one: packed weights are numbers of another kind, to which no noise can be added.
+    """
+    if is_quantized(model):
+        raise ConfigError(
+            f"{model.name}: is quantized, and packed weights cannot be perturbed. Analyze and search the model in full "
+            "precision, then train the quantized one with `securetune train` and the manifest found."
+        )
 
 
 def check_train(config: TrainConfig) -> None:

@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 
 from securetune.config import ModelSettings
 from securetune.errors import ConfigError, InputError, ModelError, ProblemList
-from securetune.models import check_model, load
-from securetune.models.checks import adapter_base, load_config
+from securetune.models import check_model, is_quantized, load
+from securetune.models.checks import adapter_base
 from securetune.models.registry import find_model, shown_name
 from securetune.training.tuned_model import write_model_folder
 
@@ -85,8 +85,7 @@ def _start_model(adapter: Path) -> str:
 
 
 def _require_unquantized(base: str) -> None:
-    settings = ModelSettings(name=base)
-    if getattr(load_config(settings, find_model(base)), "quantization_config", None) is not None:
+    if is_quantized(ModelSettings(name=base)):
         raise ModelError(
             f"{base}: is quantized, and merging into rounded weights would change the adapter's effect. Name the model "
             "in full precision in `base_model_name_or_path` of adapter_config.json."

@@ -38,6 +38,7 @@ from securetune.evaluation import (
     evaluate_answers,
 )
 from securetune.features import Perturbation
+from securetune.pipeline.checks import check_weights_can_be_perturbed
 from securetune.pipeline.jobs import count_decided, write_trace
 from securetune.pipeline.perturbing import open_perturbation
 from securetune.processes import Processes, local_rank
@@ -215,7 +216,11 @@ def _check_probed_stage(
 ) -> tuple[ProbeSet, ArtifactType | None]:
     """Check model, prompts and output file together; return the prompts, and the result if `out` holds one."""
     problems = ProblemList()
-    problems.found += models.check_model(config.model)
+    model_problems = models.check_model(config.model)
+    problems.found += model_problems
+    if not model_problems:
+        with problems.collect():
+            check_weights_can_be_perturbed(config.model)
     if isinstance(config, AnalyzeConfig):
         problems.found += _update_problems(config.analysis.perturbation, config.data)
     elif config.search.perturbation is not None:

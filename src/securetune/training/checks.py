@@ -17,7 +17,7 @@ from securetune.config import MODULE_SETS, ModelSettings, TrainingSettings
 from securetune.data.conversations import Conversation, read_training_data
 from securetune.defenses import Defense, find_defense
 from securetune.errors import ArtifactError, ConfigError, InputError, ProblemList
-from securetune.models import check_model, check_same_model_in_files
+from securetune.models import check_model, check_same_model_in_files, is_quantized
 from securetune.training.adapters import check_adapters
 from securetune.training.encoding import conversations_hash
 
@@ -89,6 +89,8 @@ def check_training(
     if not model_problems:
         with problems.collect():
             check_adapters(settings, model)
+        with problems.collect():
+            check_weights_can_train(settings, model)
     with problems.collect():
         conversations, shapes = read_training_data(data) if isinstance(data, str | Path) else (data, {})
     with problems.collect():
@@ -159,6 +161,19 @@ def _differences(found: TrainingInputs, wanted: TrainingInputs) -> list[str]:
         prefix = "training" if field == "settings" else "model"
         differing += [f"{prefix}.{key}" for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return differing + [names[field] for field in names if getattr(found, field) != getattr(wanted, field)]
+
+
+def check_weights_can_train(settings: TrainingSettings, model: ModelSettings) -> None:
+    """Refuse to train all parameters of a quantized model.
+
+    Raises:
+        ConfigError: If that is asked for.
+    """
+    if settings.tune == "full" and is_quantized(model):
+        raise ConfigError(
+            "tune: full cannot train rounded weights, and the start model is quantized. Use tune: lora, or the "
+            "model in full precision."
+        )
 
 
 def setting_problems(settings: TrainingSettings, model: ModelSettings) -> list[str]:

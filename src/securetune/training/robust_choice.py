@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from securetune.artifacts import RobustModules, read_artifact
+from securetune.artifacts import ModelIdentity, RobustModules, read_artifact
 from securetune.config import ModelSettings
 from securetune.errors import ArtifactError, ConfigError
 from securetune.models import ProjectionModule, check_same_model, identify
@@ -58,7 +59,22 @@ def _require_made_for(
 ) -> None:
     plain = plain_model(model)
     here = identify(plain, tokenizer, ModelSettings(name=plain.name_or_path or type(plain).__name__))
-    if getattr(plain, "is_quantized", False):  # packed weights are others, and fewer, than those that were analyzed
+    check_made_for(manifest, here, plain, where)
+
+
+def check_made_for(manifest: RobustModules, here: ModelIdentity, network: nn.Module, where: str) -> None:
+    """Refuse a manifest that was made for another model; packed weights of a quantized one are not compared.
+
+    Args:
+        manifest: Mods_Rob with its model's identity.
+        here: The identity of the model to train.
+        network: That model.
+        where: What the manifest is called in a message.
+
+    Raises:
+        ArtifactError: If architecture, weights or chat template differ.
+    """
+    if getattr(network, "is_quantized", False):  # packed weights are others, and fewer, than those that were analyzed
         same = {"parameter_count": here.parameter_count, "weights_fingerprint": here.weights_fingerprint}
         manifest = manifest.model_copy(update={"model": manifest.model.model_copy(update=same)})
     check_same_model(manifest.model, here, where)

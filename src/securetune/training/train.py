@@ -22,7 +22,7 @@ from securetune.config import ModelSettings, TrainingSettings
 from securetune.data.conversations import Conversation
 from securetune.defenses import Defense, DefenseContext
 from securetune.errors import ConfigError
-from securetune.models import ChatModel, ProjectionModule, check_same_model, load, map_modules
+from securetune.models import ChatModel, ProjectionModule, load, map_modules
 from securetune.progress import ProgressCallback, silent
 from securetune.training.adapters import add_adapters
 from securetune.training.checks import (
@@ -37,6 +37,7 @@ from securetune.training.encoding import EncodedConversations, encode_conversati
 from securetune.training.packing import check_rows_stay_apart, pack_rows
 from securetune.training.parameters import split_parameters
 from securetune.training.phase_run import PhaseJob, forget_phases, mixed_precision, run_phase
+from securetune.training.robust_choice import check_made_for
 from securetune.training.tuned_model import base_reference, write_tuned_model
 from securetune.training.update_norms import measure_update, take_snapshot
 
@@ -124,7 +125,7 @@ def _in_training_precision(model: ModelSettings, settings: TrainingSettings) -> 
 
 def _check_manifest_fits(checked: CheckedTraining, chat: ChatModel) -> None:
     if checked.manifest is not None:
-        check_same_model(checked.manifest.model, chat.identity, checked.manifest_name)
+        check_made_for(checked.manifest, chat.identity, chat.model, checked.manifest_name)
 
 
 def encode_for_training(

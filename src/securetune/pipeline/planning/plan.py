@@ -25,7 +25,7 @@ from securetune.pipeline.planning.memory import ASSUMPTIONS, estimate_memory
 from securetune.pipeline.planning.module_map import map_by_type
 from securetune.pipeline.planning.planned import ExampleSegment, Plan, PlannedGroup, PlannedPhase, PlannedTraining
 from securetune.pipeline.skeletons import TrainingSkeleton, make_training_skeleton
-from securetune.training.checks import warmup_problems
+from securetune.training.checks import check_weights_can_train, warmup_problems
 from securetune.training.encoding import EncodedConversations
 from securetune.training.parameters import owners_of
 from securetune.training.train import base_learning_rate, encode_for_training, main_phase_steps
@@ -104,11 +104,7 @@ class _Planner:
             raise ConfigError([where + problem for problem in error.problems]) from None
 
     def _training(self, label: str, settings: TrainingSettings) -> PlannedTraining:
-        if self._is_quantized and settings.tune == "full":
-            raise ConfigError(
-                "tune: full cannot train rounded weights, and the start model is quantized. Use tune: lora, or the "
-                "model in full precision."
-            )
+        check_weights_can_train(settings, self._config.model)
         rows = self._rows(settings)
         steps = main_phase_steps(settings, len(rows.encoded.dataset))
         defense = find_defense(settings.method)
