@@ -27,6 +27,7 @@ FLAGS = {
     "merge": {"--out", "--dtype", "--json"},
     "export": {"--to", "--out", "--model", "--tune", "--method", "--set", "--json"},
     "evaluate": {"--out", "--suite", "--judge", "--task", "--backend", "--endpoint", "--set", "--json"},
+    "compare": {"--json", "--out"},
     "report": {"--json"},
     "ls": {"--json"},
     "tiny-world build": {"--out", "--seed", "--json"},

@@ -22,6 +22,14 @@ from securetune.artifacts.files import (
     write_json,
     write_text,
 )
+from securetune.artifacts.model_comparison import (
+    ComparedRow,
+    ComparedValue,
+    EvaluationSource,
+    Metric,
+    ModelComparison,
+    PairedChange,
+)
 from securetune.artifacts.provenance import environment, sha256_files, sha256_json, sha256_text
 from securetune.artifacts.robustness import (
     AnalysisControl,
@@ -65,15 +73,21 @@ __all__ = [
     "Artifact",
     "ArtifactType",
     "ClosedFormAgreement",
+    "ComparedRow",
     "ComparedSet",
+    "ComparedValue",
     "Comparison",
     "Compliance",
+    "EvaluationSource",
     "MeanEstimate",
     "MethodComparison",
+    "Metric",
     "MetricDifference",
     "MetricSummary",
+    "ModelComparison",
     "ModelIdentity",
     "ModuleRobustness",
+    "PairedChange",
     "PhaseResult",
     "RateEstimate",
     "RefusalOpenings",

@@ -11,6 +11,7 @@ import typer
 
 from securetune import __version__
 from securetune.cli.analyze import analyze
+from securetune.cli.compare import compare
 from securetune.cli.demo import demo
 from securetune.cli.errors import reports_errors
 from securetune.cli.evaluate import evaluate
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (demo, plan, run, analyze, search, train, merge, export, evaluate, report, ls):
+for _command in (demo, plan, run, analyze, search, train, merge, export, evaluate, compare, report, ls):
     app.command()(_command)
 app.add_typer(tiny_world, name="tiny-world")
 

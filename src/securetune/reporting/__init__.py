@@ -1,9 +1,20 @@
 """Reporting: what a run showed, for people (`report.html`, a table) and for programs (`comparison.json`)."""
 
 from securetune.reporting.compare import compare_runs
+from securetune.reporting.compare_models import METRICS, compare_evaluations
 from securetune.reporting.heatmap import heatmap_svg
+from securetune.reporting.model_table import model_table
 from securetune.reporting.report import write_report
 from securetune.reporting.table import comparison_table
 from securetune.untrusted_text import without_control_characters
 
-__all__ = ["compare_runs", "comparison_table", "heatmap_svg", "without_control_characters", "write_report"]
+__all__ = [
+    "METRICS",
+    "compare_evaluations",
+    "compare_runs",
+    "comparison_table",
+    "heatmap_svg",
+    "model_table",
+    "without_control_characters",
+    "write_report",
+]

@@ -1,0 +1,97 @@
+"""Two models on the same prompts: tests and intervals that use the pairing.
+
+Notation: of n prompts, b have the outcome (such as "attack succeeded") under the model alone, c under the reference
+alone. The difference of the two rates is (b − c) / n; prompts on which both agree say nothing about its sign.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import binomtest
+
+from securetune.reporting.intervals import Table
+
+_NORMAL_QUANTILE_975 = 1.959963984540054
+
+
+class Interval(NamedTuple):
+    """Bounds of a 95 % interval."""
+
+    low: float
+    high: float
+
+
+class Discordant(NamedTuple):
+    """Prompts on which two models differ.
+
+    Attributes:
+        only_here: The outcome under the model alone (b).
+        only_reference: Under the reference alone (c).
+    """
+
+    only_here: int
+    only_reference: int
+
+
+def mcnemar_p(discordant: Discordant) -> float:
+    """Return the two-sided p value of McNemar's exact test: that b and c come from a fair coin.
+
+    Example:
+        >>> mcnemar_p(Discordant(0, 5))
+        0.0625
+    """
+    total = sum(discordant)
+    return 1.0 if total == 0 else float(binomtest(discordant.only_here, total, 0.5).pvalue)
+
+
+def matched_interval(discordant: Discordant, pairs: int) -> Interval:
+    """Return Agresti and Min's 95 % interval of a difference of matched rates.
+
+    Wald's interval after half an observation is added to each of the four cells (Agresti and Min, Statistics in
+    Medicine 24, 2005): near its level also for few prompts, and not empty where the two models never differ, where a
+    bootstrap would claim certainty.
+
+    Args:
+        discordant: b and c.
+        pairs: n, at least 1.
+
+    Raises:
+        ValueError: If there are no pairs.
+    """
+    if pairs < 1:
+        raise ValueError(f"an interval needs at least one pair; got {pairs}")
+    b, c, n = discordant.only_here + 0.5, discordant.only_reference + 0.5, pairs + 2
+    centre = (b - c) / n
+    half = _NORMAL_QUANTILE_975 * math.sqrt(max(0.0, b + c - (b - c) ** 2 / n)) / n
+    return Interval(max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def discordant_prompts(here: Float[np.ndarray, " prompt"], there: Float[np.ndarray, " prompt"]) -> Discordant:
+    """Count the prompts on which two models differ; outcomes are 0 or 1."""
+    return Discordant(int(np.sum(here > there)), int(np.sum(here < there)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values after Holm's step-down correction, in the order given.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def told_by_all(tables: Sequence[Table]) -> list[Table]:
+    """Leave out the prompts on which any of the models has no verdict (NaN); they must share their prompts."""
+    told = np.all([~np.isnan(table).any(axis=0) for table in tables], axis=0)
+    return [table[:, told] for table in tables]
