@@ -138,6 +138,35 @@ def test_other_judges_cannot_be_compared(own_run: Path) -> None:
         compare_runs(own_run)
 
 
+def test_answers_without_a_verdict_are_left_out(own_run: Path) -> None:
+    """Answers that the judge could not read leave the others' rates, intervals and differences as numbers."""
+    for folder in sorted((own_run / "methods" / "swat").glob("seed-*")):
+        path = folder / "evaluation" / "tiny-world-harmful" / "responses.jsonl"
+        rows = list(read_json_lines(path))
+        for row in rows[:10]:
+            row["verdicts"][KEYWORDS] = {"unparsable": "?"}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        told = [row["verdicts"][KEYWORDS]["attack_succeeded"] for row in rows[10:]]
+        seed = compare_runs(own_run).methods["swat"]
+        assert seed.asr is not None
+    assert seed.asr.per_seed[-1] == pytest.approx(sum(told) / len(told))
+    assert seed.asr_minus_ift is not None
+    assert seed.asr.low < seed.asr.mean < seed.asr.high
+    assert seed.asr_minus_ift.low < seed.asr_minus_ift.mean < seed.asr_minus_ift.high
+
+
+def test_a_method_without_any_verdict_has_no_rate(own_run: Path) -> None:
+    """Where the judge read no answer there is no number at all, instead of one that is not a number."""
+    for path in (own_run / "methods" / "swat").rglob("tiny-world-harmful/responses.jsonl"):
+        rows = [
+            {**row, "verdicts": {**row["verdicts"], KEYWORDS: {"unparsable": "?"}}} for row in read_json_lines(path)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = compare_runs(own_run).methods["swat"]
+    assert (row.asr, row.asr_minus_ift) == (None, None)
+    assert "tiny-world-harmful" not in row.suite_asr
+
+
 def test_other_prompts_cannot_be_compared(own_run: Path) -> None:
     """Seeds that answered other prompts are refused."""
     path = own_run / "methods" / "swat" / "seed-1" / "evaluation" / "tiny-world-harmful" / "responses.jsonl"

@@ -18,6 +18,7 @@ from securetune.artifacts import (
 )
 from securetune.errors import ArtifactError
 from securetune.reporting.intervals import Table, difference, summarize
+from securetune.reporting.pairs import told_by_all
 from securetune.reporting.run_results import START, EvaluatedModel, RunResults, outcome_table, read_run
 from securetune.reporting.verdict import control_sentence, verdict_sentence
 
@@ -92,10 +93,8 @@ def _compare_method(label: str, models: list[EvaluatedModel], run: RunResults, j
     suites = models[0].scores.suites
     plain = [suite for suite in suites if suite.kind == "harmful" and suite.wrapper is None]
     attacked = [suite for suite in suites if suite.kind == "harmful"] if judges.asr else []
-    attacks = {
-        suite.name: summarize(_tables(models, [suite.name], _attack_succeeded(judges)), is_rate=True)
-        for suite in attacked
-    }
+    found = {suite.name: _metric(models, [suite.name], _attack_succeeded(judges), is_rate=True) for suite in attacked}
+    attacks = {name: metric for name, metric in found.items() if metric is not None}
     return MethodComparison(
         method=_method_name(label, models),
         is_control=_is_control(models, run),
@@ -105,7 +104,7 @@ def _compare_method(label: str, models: list[EvaluatedModel], run: RunResults, j
         harmfulness=_metric(models, _names(plain), _harmfulness(judges), is_rate=False) if judges.harmfulness else None,
         task_accuracy=_task_accuracy(models),
         over_refusal=_over_refusal(models, judges),
-        wrapped_asr={suite.name: attacks[suite.name] for suite in attacked if suite.wrapper},
+        wrapped_asr={suite.name: attacks[suite.name] for suite in attacked if suite.wrapper and suite.name in attacks},
         suite_asr=attacks,
         unusable_share=_unusable_share(models),
         update_norms=_update_norms(models, run.manifest),
@@ -119,9 +118,11 @@ def _names(suites: Sequence[SuiteScores]) -> list[str]:
 def _metric(
     models: list[EvaluatedModel], suites: Sequence[str], outcome: Callable[[Response], float], is_rate: bool
 ) -> MetricSummary | None:
-    if not suites:
+    """Summarize over the prompts of which a judge told the outcome for every seed; without any, there is no metric."""
+    told = [told_by_all([table])[0] for table in _tables(models, suites, outcome)]
+    if not told or any(table.size == 0 for table in told):
         return None
-    return summarize(_tables(models, suites, outcome), is_rate)
+    return summarize(told, is_rate)
 
 
 def _tables(models: list[EvaluatedModel], suites: Sequence[str], outcome: Callable[[Response], float]) -> list[Table]:
@@ -160,8 +161,11 @@ def _against_baseline(
     baseline = run.methods.get(BASELINE_METHOD)
     if label in (START, BASELINE_METHOD) or not baseline or not plain or judges.asr is None:
         return None
-    tables = [_tables(found, _names(plain), _attack_succeeded(judges)) for found in (models, baseline)]
-    return difference(*tables)
+    ours, theirs = (_tables(found, _names(plain), _attack_succeeded(judges)) for found in (models, baseline))
+    told = [told_by_all(both) for both in zip(ours, theirs, strict=True)]
+    if any(table.size == 0 for both in told for table in both):
+        return None
+    return difference([here for here, _ in told], [there for _, there in told])
 
 
 def _method_name(label: str, models: list[EvaluatedModel]) -> str | None:
