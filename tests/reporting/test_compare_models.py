@@ -128,14 +128,23 @@ def test_the_mean_over_suites_is_unweighted(run_folder: Path, tmp_path: Path) ->
     assert mean.values["ift"].low < mean.values["ift"].value < mean.values["ift"].high
 
 
-def test_a_mean_of_the_same_differences_is_not_certain(run_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("succeeds", [False, True])
+def test_a_mean_of_the_same_differences_is_not_certain(run_folder: Path, tmp_path: Path, succeeds: bool) -> None:
     """Where a bootstrap has no width, because no prompt differs from another, the interval still has."""
-    start, _ = evaluations(run_folder)
-    found = compare_evaluations({"a": [start], "b": [own_copy(start, tmp_path / "copy")]})
+    copies = [own_copy(evaluations(run_folder)[0], tmp_path / name) for name in ("a", "b")]
+    for folder, outcome in zip(copies, (False, succeeds), strict=True):
+        for path in folder.glob("*/responses.jsonl"):
+            rows = list(read_json_lines(path))
+            for row in rows:
+                for verdict in row["verdicts"].values():
+                    verdict["attack_succeeded"] = outcome
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare_evaluations({"a": [copies[0]], "b": [copies[1]]})
     change = row_of(found, "attack_success_rate", None, KEYWORDS).changes["b"]
     assert change is not None
-    assert (change.value, change.bootstrap_low, change.bootstrap_high) == (0.0, 0.0, 0.0)
-    assert change.low < 0 < change.high
+    assert change.value == change.bootstrap_low == pytest.approx(change.bootstrap_high) == float(succeeds)
+    assert change.high - change.low > 0.005
+    assert change.p is None
 
 
 def test_a_keyword_judge_has_no_row_that_only_repeats_another(run_folder: Path) -> None:

@@ -29,6 +29,7 @@ from securetune.reporting.pairs import discordant_prompts, holm, matched_interva
 from securetune.reporting.run_results import EvaluatedModel, outcome_table
 
 _SCORES = "scores.json"
+_NO_WIDTH = 1e-9  # weights of a resample add up to 1 but for rounding
 _MIN_REFUSAL_RATE = 0.5  # the default of `evaluation.min_start_refusal_rate`
 
 
@@ -272,7 +273,7 @@ def _change(here: Sequence[Table], there: Sequence[Table], is_rate: bool) -> Pai
     if not is_rate:
         return change
     can_be_tested = len(pairs) == 1 and all(len(table) == 1 for table in pairs[0])
-    if not can_be_tested and found.low < found.high:
+    if not can_be_tested and found.high - found.low > _NO_WIDTH:
         return change
     # The same difference on every prompt leaves the bootstrap without width, as if no other prompt could differ.
     discordant = discordant_prompts(
