@@ -13,7 +13,7 @@ from securetune.cli.options import Json, Set
 from securetune.cli.output import only_results_on_stdout, print_json
 
 if TYPE_CHECKING:
-    from securetune.artifacts import RateEstimate, Scores
+    from securetune.artifacts import RateEstimate, Scores, SuiteScores
 
 
 @reports_errors
@@ -75,17 +75,22 @@ def evaluate(
 
 def _show(scores: Scores, out: Path) -> None:
     for suite in scores.suites:
-        for judge, refused in suite.refusal_rate.items():
-            attack = suite.attack_success_rate.get(judge)
-            rated = suite.harmfulness.get(judge)
-            print(
-                f"{suite.name}, judged by {judge}: refused {_rate(refused)}"
-                + (f", attack success {_rate(attack)}" if attack else "")
-                + (f", harmfulness {rated.value:.2f} [{rated.low:.2f}, {rated.high:.2f}]" if rated else "")
-            )
+        for judge in scores.judges:
+            if told := _told(suite, judge):
+                print(f"{suite.name}, judged by {judge}: {', '.join(told)}")
     if scores.task:
         print(f"{scores.task.name}: accuracy {_rate(scores.task.accuracy)}")
     print(f"Scores: {out / 'scores.json'}")
+
+
+def _told(suite: SuiteScores, judge: str) -> list[str]:
+    """Return what a judge says of a suite; what it does not tell is left out, what it could not read is counted."""
+    refused, attack = suite.refusal_rate.get(judge), suite.attack_success_rate.get(judge)
+    rated, unjudged = suite.harmfulness.get(judge), suite.unjudged.get(judge, 0)
+    told = [f"refused {_rate(refused)}"] if refused else []
+    told += [f"attack success {_rate(attack)}"] if attack else []
+    told += [f"harmfulness {rated.value:.2f} [{rated.low:.2f}, {rated.high:.2f}]"] if rated else []
+    return told + ([f"{unjudged} of {suite.count} unjudged"] if unjudged else [])
 
 
 def _rate(rate: RateEstimate) -> str:

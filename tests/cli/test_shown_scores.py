@@ -1,0 +1,40 @@
+"""What `securetune evaluate` prints of its scores."""
+
+from pathlib import Path
+
+import pytest
+
+from securetune.artifacts import AnswerProblems, MeanEstimate, ModelIdentity, RateEstimate, Scores, SuiteScores
+from securetune.cli.evaluate import _show
+
+
+def test_each_judge_says_what_it_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    """A judge of attacks alone has its line, unreadable verdicts are said, and a judge that told nothing has none."""
+    rate = RateEstimate.from_counts(1, 4)
+    suite = SuiteScores(
+        name="ours",
+        kind="harmful",
+        wrapper=None,
+        prompt_set_hash="x",
+        count=5,
+        refusal_rate={"both": rate},
+        attack_success_rate={"both": rate, "attacks": rate},
+        harmfulness={"both": MeanEstimate(value=2.0, low=1.0, high=3.0, count=4)},
+        unjudged={"attacks": 1, "lost": 5},
+        problems=AnswerProblems(empty=0, looping=0, truncated=0),
+        unusable_successes={},
+    )
+    model = ModelIdentity(
+        name="m", revision=None, architecture="A", parameter_count=1, weights_fingerprint="w", chat_template_hash="c"
+    )
+    judges = dict.fromkeys(("both", "attacks", "lost", "silent"), "")
+    scores = Scores(
+        model=model, settings={}, judges=judges, suites=[suite], task=None, duration_seconds={}, environment={}
+    )
+    _show(scores, Path("out"))
+    share = "0.250 [0.046, 0.699] of 4"
+    assert capsys.readouterr().out.splitlines()[:-1] == [
+        f"ours, judged by both: refused {share}, attack success {share}, harmfulness 2.00 [1.00, 3.00]",
+        f"ours, judged by attacks: attack success {share}, 1 of 5 unjudged",
+        "ours, judged by lost: 5 of 5 unjudged",
+    ]
