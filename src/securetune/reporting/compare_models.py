@@ -23,6 +23,7 @@ from securetune.artifacts import (
     read_artifact,
     sha256_text,
 )
+from securetune.config import EvaluationSettings
 from securetune.errors import ArtifactError, ConfigError, ProblemList
 from securetune.reporting.intervals import Table, difference, summarize
 from securetune.reporting.pairs import discordant_prompts, holm, matched_interval, mcnemar_p, told_by_all
@@ -30,7 +31,7 @@ from securetune.reporting.run_results import EvaluatedModel, outcome_table
 
 _SCORES = "scores.json"
 _NO_WIDTH = 1e-9  # weights of a resample add up to 1 but for rounding
-_MIN_REFUSAL_RATE = 0.5  # the default of `evaluation.min_start_refusal_rate`
+_MIN_REFUSAL_RATE = EvaluationSettings().min_start_refusal_rate
 
 
 class MetricKind(NamedTuple):
