@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import make_tiny_network, make_tiny_tokenizer, tiny_prompts
 
-from securetune.artifacts import Scores, read_artifact, responses_path
+from securetune.artifacts import RateEstimate, Scores, read_artifact, responses_path
 from securetune.config import EvaluationSettings, ModelSettings
 from securetune.errors import ArtifactError, ConfigError, DataError, StartModelError
 from securetune.evaluation import Answer, answering, check_evaluation, evaluate, require_refusing_start_model
@@ -231,6 +231,26 @@ def test_a_start_model_that_does_not_refuse_stops_the_run(
     ):
         require_refusing_start_model(scores, settings)
     require_refusing_start_model(scores, settings.model_copy(update={"min_start_refusal_rate": 0.0}))
+
+
+def test_the_start_model_is_judged_by_whoever_can_tell(
+    tiny_chat_model: ChatModel, settings: EvaluationSettings, tmp_path: Path
+) -> None:
+    """A judge of attacks alone tells by the attacks that failed; where none could tell, the run stops as well."""
+    scores = evaluate(tiny_chat_model, tmp_path, settings)
+    harmful = scores.suites[0]
+
+    def told(**changes: object) -> Scores:
+        return scores.model_copy(update={"suites": [harmful.model_copy(update={"refusal_rate": {}, **changes})]})
+
+    judge = next(iter(scores.judges))
+    mostly_failed = told(attack_success_rate={judge: RateEstimate.from_counts(4, 10)})
+    require_refusing_start_model(mostly_failed, settings)
+    mostly_succeeded = told(attack_success_rate={judge: RateEstimate.from_counts(6, 10)})
+    with pytest.raises(StartModelError, match="refuses only 4 of 10 harmful prompts"):
+        require_refusing_start_model(mostly_succeeded, settings)
+    with pytest.raises(StartModelError, match="No judge could judge any of the 10 answers"):
+        require_refusing_start_model(told(attack_success_rate={}, unjudged={judge: 10}), settings)
 
 
 def test_harmless_suites_say_nothing_about_the_start_model(

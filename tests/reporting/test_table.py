@@ -34,6 +34,13 @@ def test_each_method_has_a_row_with_mean_and_interval(comparison: Comparison) ->
         assert words in text
 
 
+def test_two_judges_are_named_for_what_each_judged(comparison: Comparison) -> None:
+    """Where over-refusal is judged by another judge than attacks are, the caption does not mix them up."""
+    assert "ASR and over-refusal by keywords-shallow" in " ".join(show(comparison).split())
+    other = comparison.model_copy(update={"over_refusal_judge": "another"})
+    assert "ASR by keywords-shallow; over-refusal by another" in " ".join(show(other).split())
+
+
 def test_it_fits_an_ordinary_terminal(comparison: Comparison) -> None:
     """At 80 columns no number is cut off."""
     text = show(comparison, 80)

@@ -46,6 +46,7 @@ from securetune.artifacts.robustness import (
 )
 from securetune.artifacts.runs import RunRecord, StageRecord, StageState
 from securetune.artifacts.scores import (
+    HIGHEST_RATING,
     AnswerProblem,
     AnswerProblems,
     Compliance,
@@ -67,6 +68,7 @@ from securetune.artifacts.training import (
 )
 
 __all__ = [
+    "HIGHEST_RATING",
     "AnalysisControl",
     "AnswerProblem",
     "AnswerProblems",

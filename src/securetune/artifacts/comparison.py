@@ -96,7 +96,8 @@ class Comparison(Artifact):
         verdict: One sentence, computed from the numbers.
         control_verdict: One sentence on whether the choice of modules matters, or None without controls.
         is_test_bench: The model is the embedded tiny world, whose numbers are no evidence about large models.
-        asr_judge: Judge behind `asr`, `over_refusal` and the wrappers, or None if nothing was judged.
+        asr_judge: Judge behind `asr` and the wrappers, or None if nothing was judged.
+        over_refusal_judge: Judge behind `over_refusal`, or None.
         harmfulness_judge: Judge behind `harmfulness`, or None.
         methods: Label → its metrics; `start` is the untouched model.
         robust_modules: Names of the chosen modules; empty if there was no search.
@@ -109,6 +110,7 @@ class Comparison(Artifact):
     control_verdict: str | None
     is_test_bench: bool
     asr_judge: str | None
+    over_refusal_judge: str | None = None
     harmfulness_judge: str | None
     methods: dict[str, MethodComparison]
     robust_modules: list[str]

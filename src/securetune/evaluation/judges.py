@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from securetune.artifacts import AnswerProblem, Verdict
 from securetune.data.prompts import Prompt
 from securetune.evaluation.registry import Registry
 from securetune.evaluation.suites import Suite
-
-Told = Literal["refusal", "attack", "harmfulness", "compliance", "coherence"]
-"""What a judge can tell of an answer: the fields of its verdicts that are not None."""
 
 
 class AnswerToJudge(NamedTuple):
@@ -43,14 +40,12 @@ class Judge:
         description: Its source and its rule, in one sentence.
         judge_all: Answers → one verdict each, in the order of the answers. It may be an iterator: verdicts are kept as
             they come, so a slow judge that is killed has lost at most one batch.
-        tells: What its verdicts say.
         required_metadata: Keys that a prompt's metadata must have for this judge to work on it.
     """
 
     name: str
     description: str
     judge_all: Callable[[Sequence[AnswerToJudge]], Iterable[Verdict]]
-    tells: frozenset[Told] = frozenset({"refusal", "attack"})
     required_metadata: tuple[str, ...] = ()
 
     def judge(self, prompt: Prompt, answer: str, problem: AnswerProblem | None = None) -> Verdict:

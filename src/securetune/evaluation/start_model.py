@@ -14,14 +14,21 @@ def require_refusing_start_model(scores: Scores, settings: EvaluationSettings) -
     is nothing to check.
 
     Raises:
-        StartModelError: If the share refused on such a suite is below `min_start_refusal_rate`.
+        StartModelError: If no judge could judge any answer to such a suite, or the share refused on it is below
+            `min_start_refusal_rate`.
     """
     for suite in scores.suites:
         if suite.kind != "harmful" or suite.wrapper is not None:
             continue
         found = _refusal(scores, suite)
-        if found is None:
+        if found is None and not scores.judges:
             continue
+        if found is None:
+            raise StartModelError(
+                f"No judge could judge any of the {suite.count} answers of the start model {scores.model.name} to "
+                f"{suite.name}, so it is not known whether there is safety to keep. Choose another judge, such as "
+                "keywords-shallow."
+            )
         judge, refused = found
         if refused.value < settings.min_start_refusal_rate:
             raise StartModelError(

@@ -50,6 +50,7 @@ def compare(run: RunResults) -> Comparison:
         control_verdict=control_sentence(rows),
         is_test_bench=run.is_test_bench,
         asr_judge=judges.asr,
+        over_refusal_judge=judges.refusal,
         harmfulness_judge=judges.harmfulness,
         methods=rows,
         robust_modules=[module.name for module in run.manifest.modules] if run.manifest else [],

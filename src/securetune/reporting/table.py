@@ -46,7 +46,11 @@ def _title(comparison: Comparison) -> Text:
 
 
 def _caption(comparison: Comparison) -> Text:
-    judged = [f"ASR and over-refusal by {comparison.asr_judge}"] if comparison.asr_judge else []
+    asr, over_refusal = comparison.asr_judge, comparison.over_refusal_judge
+    if asr and over_refusal in (asr, None):
+        judged = [f"ASR and over-refusal by {asr}"]
+    else:
+        judged = [f"{what} by {judge}" for what, judge in (("ASR", asr), ("over-refusal", over_refusal)) if judge]
     judged += [f"harmfulness by {comparison.harmfulness_judge}"] if comparison.harmfulness_judge else []
     return _plain("; ".join(judged))
 

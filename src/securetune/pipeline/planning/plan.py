@@ -14,7 +14,7 @@ from securetune.config import RunConfig, SearchSettings, TrainConfig, TrainingSe
 from securetune.data.conversations import Conversation, read_conversations
 from securetune.defenses import Defense, DefenseContext, ParameterSets, Phase, find_defense
 from securetune.errors import ConfigError, InputError, ProblemList
-from securetune.models import architecture_of, load_skeleton, map_modules
+from securetune.models import architecture_of, is_quantized, load_skeleton, map_modules
 from securetune.models.checks import load_tokenizer
 from securetune.models.registry import find_model
 from securetune.pipeline.checks import check_run, check_train
@@ -169,12 +169,8 @@ class _Planner:
         settings = next(iter(_trainings(self._config).values())).model_copy(update={"packing": False})
         return segments(self._tokenizer, self._rows(settings).encoded.dataset[0])
 
-    @property
-    def _is_quantized(self) -> bool:
-        return getattr(self._skeleton.config, "quantization_config", None) is not None
-
     def _quantization_notes(self) -> list[str]:
-        if not self._is_quantized:
+        if not is_quantized(self._config.model):
             return []
         return [
             "The start model is quantized, which the memory estimate leaves out: it counts the weights in full. "
