@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from securetune.analysis import analyze_robustness
     from securetune.evaluation.evaluate import evaluate
     from securetune.pipeline import run
+    from securetune.pipeline.chaining import train
     from securetune.pipeline.patching import patch_weights
     from securetune.pipeline.secure_trainer import SecureSFTTrainer
     from securetune.reporting import write_report
     from securetune.search import search_robust_modules
     from securetune.training.secure_config import SecureSFTConfig
-    from securetune.training.train import train
 
 # No telemetry, also from the libraries below; it must be set before they are imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -39,7 +39,7 @@ _HOMES = {
     "patch_weights": "securetune.pipeline.patching",
     "run": "securetune.pipeline",
     "search_robust_modules": "securetune.search",
-    "train": "securetune.training",
+    "train": "securetune.pipeline.chaining",
     "write_report": "securetune.reporting",
 }
 

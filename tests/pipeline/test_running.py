@@ -125,6 +125,20 @@ def test_a_failed_cell_is_isolated(fake_run):
     assert fake_run.record.stages["methods/swat/seed-0"].error == "RuntimeError: loss is not a number"
 
 
+def test_a_cell_whose_training_failed_is_told_so(fake_run):
+    """A method that takes over another's training fails with it, in its own words; the run ends, and goes on."""
+    fake_run.config = check_run_config(
+        {"data": "tiny-world", "methods": {"ift": {}, "half": {"method": "ift", "after": ["wise-ft"]}}}
+    )
+    fake_run.failures["methods/ift/seed-0"] = RunError("disk full")
+    with pytest.raises(RunError, match=r"methods/half/seed-0 failed: it needs methods/ift/seed-0, which failed"):
+        fake_run.start()
+    fake_run.failures.clear()
+    fake_run.start()
+    assert {"methods/ift/seed-0", "methods/half/seed-0"} <= set(fake_run.done)
+    assert fake_run.record.status == "complete"
+
+
 def test_a_failed_cell_is_tried_again(fake_run):
     """The next start does the failed cell alone, and the run is then complete."""
     fake_run.failures["methods/swat/seed-0"] = RunError("disk full")

@@ -34,11 +34,13 @@ def train(
 
     resolved = load_train_config(config, parse_overrides(set_ or []), method, model, data, modules)
     with only_results_on_stdout():
+        from securetune.pipeline.chaining import final_model
         from securetune.pipeline.single_stages import train_model
 
         with StageDisplay() as progress:
             result = train_model(resolved, out, progress)
+        final = final_model(resolved.training, resolved.model, out)
     if json_:
         print_json(result.model_dump(mode="json"))
     else:
-        print(f"Model: {out / 'model'}")
+        print(f"Model: {final}")

@@ -3,6 +3,8 @@
 Unknown keys, wrong types and values out of range are collected and reported together, each with its key path.
 """
 
+from securetune.config.base import Settings
+from securetune.config.chain import ChainStep
 from securetune.config.checking import merge, validate
 from securetune.config.files import nest, parse_overrides, read_yaml, write_yaml
 from securetune.config.gate import LIMITS, GateConfig, MetricLimits, SuiteLimits, load_gate_config
@@ -30,7 +32,6 @@ from securetune.config.settings import (
     PositiveInt,
     ProbeSettings,
     SearchSettings,
-    Settings,
     TrainingSettings,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "MODULE_SETS",
     "AnalysisSettings",
     "AnalyzeConfig",
+    "ChainStep",
     "EndpointSettings",
     "EvaluateConfig",
     "EvaluationSettings",

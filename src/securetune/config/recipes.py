@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from securetune.config.base import Settings
 from securetune.config.checking import merge, validate
 from securetune.config.files import read_yaml
 from securetune.config.settings import (
@@ -24,7 +25,6 @@ from securetune.config.settings import (
     PositiveInt,
     ProbeSettings,
     SearchSettings,
-    Settings,
     TrainingSettings,
 )
 from securetune.errors import ConfigError

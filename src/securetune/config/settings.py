@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from securetune.config.base import Settings
+from securetune.config.chain import ChainStep
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -17,12 +20,6 @@ NOT_SHOWN = "not_shown"
 """Type of a mistake whose message must not repeat the value, because that may hold a secret."""
 
 OrderBy = Literal["accuracy", "margin", "closed-form", "refusal-margin", "refusal-closed-form"]
-
-
-class Settings(BaseModel):
-    """Base of all settings: immutable; an unknown key is an error, and so is a number that is not finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -219,6 +216,9 @@ class TrainingSettings(Settings):
         warmup_phase_learning_rate: SWAT only: base rate of that phase; None takes `learning_rate`.
         other_parameters: Where embeddings, norms and the head belong: `rest` (slow in ML-LR, frozen in the warm-up;
             they carry much of the damage), `robust`, or `frozen` in every phase (a control).
+        after: Defenses on the finished weights, one after the other, such as `[wise-ft]` or
+            `[{wise-ft: {strength: 0.3}}]`, with the settings and the models by role that `securetune patch` takes. The
+            start model is known. An adapter is merged first if the defense works on whole weights.
         save_steps: Steps between resumable checkpoints; None saves one per tenth of a phase.
         seed: Seed of shuffling, dropout and adapter initialisation.
     """
@@ -245,6 +245,7 @@ class TrainingSettings(Settings):
     warmup_phase_steps: int | None = Field(default=None, ge=0)
     warmup_phase_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     other_parameters: Literal["rest", "robust", "frozen"] = "rest"
+    after: tuple[ChainStep, ...] = ()
     save_steps: PositiveInt | None = None
     seed: int = 0
 

@@ -13,6 +13,7 @@ from securetune.data.prompts import ProbeSet, load_probes
 from securetune.errors import ConfigError, InputError, ProblemList
 from securetune.evaluation import EvaluationPlan, Suite, check_evaluation, load_suite
 from securetune.models import check_model, check_same_model_in_files, is_quantized
+from securetune.pipeline.chaining import check_chain
 from securetune.pipeline.folder import RunFolder, check_folder
 from securetune.pipeline.jobs import needs_manifest, needs_search
 from securetune.training import setting_problems
@@ -93,6 +94,9 @@ def check_train(config: TrainConfig) -> None:
     with problems.collect():
         _check_manifest(config.training, config.model, model_is_usable=not model_problems)
     problems.found += setting_problems(config.training, config.model)
+    if not model_problems:
+        with problems.collect():
+            check_chain(config.training, config.model)
     problems.raise_if_any(InputError)
 
 
@@ -111,6 +115,9 @@ def _check_method(config: RunConfig, label: str, model_is_usable: bool) -> None:
     with problems.collect():
         _check_manifest(settings, config.model, model_is_usable)
     problems.found += setting_problems(settings, config.model)
+    if model_is_usable:
+        with problems.collect():
+            check_chain(settings, config.model)
     problems.found[:] = [f"methods.{label}: {problem}" for problem in problems.found]
     problems.raise_if_any(ConfigError)
 

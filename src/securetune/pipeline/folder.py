@@ -143,11 +143,20 @@ def hash_inputs(config: RunConfig) -> dict[str, str]:
         path = _as_file(name)
         if path is not None:
             hashes[key] = sha256_files([path])
+    for name in _chained_models(config):
+        if Path(name).is_dir():
+            hashes[f"chain.{name}"] = _model_files_hash(Path(name))
     embedded = {model.name: model.path for model in list_models()}
     model = embedded.get(config.model.name, Path(config.model.name))
     if model.is_dir():
         hashes["model"] = _model_files_hash(model)
     return hashes
+
+
+def _chained_models(config: RunConfig) -> set[str]:
+    """Return what the chains' steps are given by role: other models, and whatever else is text."""
+    steps = [step for label in config.methods for step in config.training_for(label, 0).after]
+    return {value for step in steps for value in step.options.values() if isinstance(value, str)}
 
 
 def _as_file(name: str | None) -> Path | None:

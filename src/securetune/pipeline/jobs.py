@@ -27,11 +27,12 @@ from securetune.defenses import find_defense
 from securetune.evaluation import evaluate, require_refusing_start_model
 from securetune.features import Perturbation, fit_probe
 from securetune.models import ChatModel
+from securetune.pipeline.chaining import apply_chain, check_chain, train, without_chain
 from securetune.pipeline.folder import RunFolder, cell_name
 from securetune.pipeline.perturbing import open_perturbation
 from securetune.progress import ProgressCallback
 from securetune.search import CONTROL_KINDS, JointTest, SearchResult, control_set, search_robust_modules
-from securetune.training import train
+from securetune.training import RESULT_FILE
 
 START, ANALYSIS, SEARCH, REPORT = "start", "analysis", "search", "report"
 
@@ -69,6 +70,8 @@ def list_jobs(config: RunConfig, folder: RunFolder) -> list[Job]:
     for seed in config.seeds:
         for label in config.methods:
             needs = (SEARCH,) if needs_search(config.training_for(label, seed)) else ()
+            if (trained_by := training_label(config, label)) != label:
+                needs = (cell_name(trained_by, seed),)
             jobs.append(Job(cell_name(label, seed), "cell", folder.cell_scores(label, seed), needs, (label, seed)))
     return jobs
 
@@ -76,6 +79,16 @@ def list_jobs(config: RunConfig, folder: RunFolder) -> list[Job]:
 def needs_search(settings: TrainingSettings) -> bool:
     """Whether a method waits for the search: plain fine-tuning does not, nor one with a manifest of the user's."""
     return needs_manifest(settings) and settings.modules in MODULE_SETS
+
+
+def training_label(config: RunConfig, label: str) -> str:
+    """Return the label whose training a label takes over: the first that differs in its chain alone, or itself.
+
+    One that has a chain itself is taken over too; its training lies beside its chain.
+    """
+    wanted = without_chain(config.training_for(label, config.training.seed))
+    own = (other for other in config.methods if without_chain(config.training_for(other, wanted.seed)) == wanted)
+    return next(own)
 
 
 def needs_manifest(settings: TrainingSettings) -> bool:
@@ -143,11 +156,16 @@ def search(config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> 
 
 
 def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: int, progress: ProgressCallback) -> None:
-    """Fine-tune with one method and seed, and evaluate the result."""
+    """Fine-tune with one method and seed, apply its chain, and evaluate the result."""
     cell = folder.cell(label, seed)
     settings = config.training_for(label, seed)
-    train(settings, config.model, config.data, cell, _manifest(settings, folder), progress)
-    tuned = config.model.model_copy(update={"name": str(cell / "model"), "revision": None})
+    trained = folder.cell(training_label(config, label), seed)
+    if trained == cell:
+        train(without_chain(settings), config.model, config.data, cell, _manifest(settings, folder), progress)
+    else:
+        write_text(cell / RESULT_FILE, (trained / RESULT_FILE).read_text(encoding="utf-8"))
+    final = apply_chain(check_chain(settings, config.model), trained, cell, progress)
+    tuned = config.model.model_copy(update={"name": str(final), "revision": None})
     evaluate(models.load(tuned), folder.cell_scores(label, seed).parent, config.evaluation, progress)
 
 

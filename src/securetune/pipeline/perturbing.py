@@ -72,6 +72,7 @@ def _update_of(
             "method": "ift",
             "modules": "searched",
             "tune": "full",
+            "after": (),
             "max_steps": analysis.update_steps,
             "seed": analysis.seed + number,
         }

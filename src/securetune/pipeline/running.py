@@ -101,6 +101,12 @@ class _Run:
                         waiting.remove(job)
                         pool.start(job.name, do, job, self._config, self._folder)
                         self._began(job.name)
+                for job in [job for job in waiting if self._needs_failed(job)]:
+                    waiting.remove(job)
+                    self._began(job.name)
+                    self._ended(Ended(job.name, RunError(f"it needs {job.needs[0]}, which failed")), is_cell=True)
+                if not pool.running:
+                    continue
                 for event in pool.events():
                     if isinstance(event, Progressed):
                         self._observer.stage_progressed(event.job, event.what, event.done, event.total)
@@ -109,6 +115,10 @@ class _Run:
 
     def _is_ready(self, job: Job) -> bool:
         return all(self._stage(name).state == "complete" for name in job.needs)
+
+    def _needs_failed(self, job: Job) -> bool:
+        """Ask whether a cell waits for a training that failed; everything else that fails ends the run."""
+        return any(self._stage(name).state == "failed" for name in job.needs)
 
     def _is_complete(self, job: Job) -> bool:
         """Ask both: a job may have died between its last file and the record, and a file may have been removed."""

@@ -38,6 +38,7 @@ from securetune.evaluation import (
     evaluate_answers,
 )
 from securetune.features import Perturbation
+from securetune.pipeline.chaining import train
 from securetune.pipeline.checks import check_weights_can_be_perturbed
 from securetune.pipeline.jobs import count_decided, write_trace
 from securetune.pipeline.perturbing import open_perturbation
@@ -45,7 +46,6 @@ from securetune.processes import Processes, local_rank
 from securetune.progress import ProgressCallback
 from securetune.reporting import heatmap_svg
 from securetune.search import default_order, search_robust_modules, study_search
-from securetune.training import train
 
 ArtifactType = TypeVar("ArtifactType", bound=Artifact)
 

@@ -84,6 +84,8 @@ def check_training(
     with problems.collect():
         defense = find_defense(settings.method)
     problems.found += setting_problems(settings, model)
+    if settings.after:
+        problems.found.append("training.after: this function trains alone; securetune.train applies the chain too")
     model_problems = check_model(model)
     problems.found += model_problems
     if not model_problems:

@@ -1,0 +1,180 @@
+"""Training, and the defenses on weights that a configuration chains after it (`training.after`).
+
+Each step reads a model folder and writes the next one, as `securetune patch` does; the trained model stays beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from securetune.artifacts import RobustModules, TrainingResult, sha256_json
+from securetune.config import ChainStep, ModelSettings, TrainingSettings
+from securetune.data.conversations import Conversation
+from securetune.defenses import WeightDefense, find_weight_defense
+from securetune.errors import ConfigError, InputError, ProblemList
+from securetune.models import is_quantized
+from securetune.pipeline.merging import merge
+from securetune.pipeline.patching import patch_weights
+from securetune.pipeline.patching.patch import PATCH_FILE
+from securetune.pipeline.patching.sources import ROLES, check_same_architecture, resolve_roles
+from securetune.progress import ProgressCallback
+from securetune.training import train as train_alone
+
+_MERGED = "merged"
+
+
+class CheckedStep(NamedTuple):
+    """A step that fits the training.
+
+    Attributes:
+        name: Registered name of the defense.
+        options: Its settings.
+        sources: Role → the other model.
+        merges_first: Whether it needs an adapter to be merged before it.
+    """
+
+    name: str
+    options: dict[str, object]
+    sources: dict[str, str]
+    merges_first: bool
+
+
+def train(
+    settings: TrainingSettings,
+    model: ModelSettings,
+    data: str | Path | Sequence[Conversation],
+    out: Path,
+    manifest: RobustModules | None = None,
+    progress: ProgressCallback | None = None,
+) -> TrainingResult:
+    """Fine-tune a model with one of the registered methods, and apply the defenses of `settings.after` to its weights.
+
+    A training that was killed goes on when it is started again with the same arguments, and ends with the same model;
+    a complete one is not repeated. `out` gets `model/` (the trained model, or its adapter), `training_log.jsonl`,
+    `training.json`, and `after/` with one model folder a step of the chain; `final_model` names the last one.
+
+    Args:
+        settings: How to train.
+        model: The start model. With `dtype: auto`, all parameters are trained in float32, because small updates vanish
+            in bfloat16; LoRA keeps the start model's precision, and its adapters are float32.
+        data: A file of conversations, the name of a data set, `tiny-world`, or conversations.
+        out: Output folder.
+        manifest: The robust modules, or None if the method needs none or `settings.modules` names the file.
+        progress: Called after each step with the phase's name, the step and the number of steps.
+
+    Raises:
+        InputError: With every problem that can be found before the training begins, those of the chain included.
+        RunError: If the loss stops being a number, or a step of the chain makes weights that are not finite.
+
+    Example:
+        >>> from securetune.config import ModelSettings, TrainingSettings
+        >>> settings = TrainingSettings(method="ift", max_steps=200, after=["wise-ft"])
+        >>> train(settings, ModelSettings(), "tiny-world", Path("tuned"))  # doctest: +SKIP
+    """
+    out = Path(out)
+    steps = check_chain(settings, model)
+    result = train_alone(without_chain(settings), model, data, out, manifest, progress)
+    apply_chain(steps, out, out, progress)
+    return result
+
+
+def without_chain(settings: TrainingSettings) -> TrainingSettings:
+    """Return the settings of the training alone."""
+    return settings.model_copy(update={"after": ()})
+
+
+def check_chain(settings: TrainingSettings, model: ModelSettings) -> list[CheckedStep]:
+    """Check the steps that follow the training, before anything begins.
+
+    Args:
+        settings: The training's, with the chain.
+        model: The start model.
+
+    Raises:
+        InputError: With every mistake: unknown defenses or settings, models that are missing, not used, of another
+            architecture or quantized, a quantized start model whose adapter would have to be merged.
+    """
+    problems = ProblemList()
+    checked: list[CheckedStep] = []
+    is_adapter = settings.tune == "lora"
+    for place, step in enumerate(settings.after):
+        found: CheckedStep | None = None
+        with problems.collect():
+            found = _checked(step, model, is_adapter, f"after.{place}")
+        if found is not None:
+            checked.append(found)
+            is_adapter = is_adapter and not found.merges_first
+    problems.raise_if_any(InputError)
+    return checked
+
+
+def _checked(step: ChainStep, model: ModelSettings, is_adapter: bool, at: str) -> CheckedStep:
+    options = {key: value for key, value in step.options.items() if key not in ROLES}
+    given = {key: str(value) for key, value in step.options.items() if key in ROLES}
+    try:
+        defense = find_weight_defense(step.name).from_options(options)
+        merges_first = is_adapter and not defense.for_adapters
+        if merges_first and is_quantized(model):
+            raise ConfigError(
+                f"{step.name} works on whole weights, and an adapter cannot be merged into a quantized start model"
+            )
+        sources = _sources(defense, given, model)
+        if others := [name for role, name in sources.items() if role in given]:
+            check_same_architecture(model.name, others)
+    except InputError as error:
+        told = [problem.replace(" --", " ") for problem in error.problems]  # in a file the roles are no flags
+        raise ConfigError([f"{at}: {problem}" for problem in told]) from None
+    return CheckedStep(step.name, options, sources, merges_first)
+
+
+def _sources(defense: WeightDefense, given: dict[str, str], model: ModelSettings) -> dict[str, str]:
+    """Return the other models by role; the start model is known, unless the defense makes no use of it."""
+    roles = resolve_roles(defense, {role: name for role, name in given.items() if role != "start"}, model.name)
+    if "start" in given:
+        raise ConfigError(f"{defense.name}: start is the model of the training; leave it out")
+    return roles
+
+
+def apply_chain(
+    steps: Sequence[CheckedStep], trained: Path, out: Path, progress: ProgressCallback | None = None
+) -> Path:
+    """Apply the steps that have no result yet, and return the folder of the final model.
+
+    Args:
+        steps: As `check_chain` returns them.
+        trained: The training's folder.
+        out: Folder for `after/`.
+        progress: Called after each tensor.
+    """
+    model = trained / "model"
+    for step, folder in zip(steps, _folders(steps, out), strict=True):
+        if step.merges_first:
+            model = _merged(model, folder.parent / _MERGED)
+        if not (folder / PATCH_FILE).exists():
+            patch_weights(model, step.name, folder, step.sources, step.options, progress)
+        model = folder
+    return model
+
+
+def final_model(settings: TrainingSettings, model: ModelSettings, out: Path) -> Path:
+    """Return the folder of the model that a training and its chain leave in `out`."""
+    folders = _folders(check_chain(settings, model), out)
+    return folders[-1] if folders else out / "model"
+
+
+def _folders(steps: Sequence[CheckedStep], out: Path) -> list[Path]:
+    """Name each step's folder after all that was done up to it, so that another chain never takes its result over."""
+    folders = []
+    for place, step in enumerate(steps):
+        digest = sha256_json([[each.name, each.options, each.sources] for each in steps[: place + 1]])[:8]
+        folders.append(out / "after" / f"{place + 1}-{step.name}-{digest}")
+    return folders
+
+
+def _merged(adapter: Path, folder: Path) -> Path:
+    """Merge the adapter once; the folder appears when it is complete."""
+    if not folder.exists():
+        merge(adapter, folder)
+    return folder
