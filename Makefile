@@ -43,6 +43,7 @@ format: setup ## put the code into its form
 
 docs: setup ## the generated tables of README.md and docs/
 	$(BIN)/python docs/generated_tables.py
+	$(BIN)/python docs/results_page.py
 
 bench: setup ## speed and memory, each against what one would run instead
 	$(BIN)/python -m pytest -m bench

@@ -9,13 +9,15 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
-from securetune.config import GateConfig, load_gate_config, load_run_config, validate
+from securetune.config import GateConfig, load_experiment_config, load_gate_config, load_run_config, validate
 from securetune.defenses import find_defense
+from securetune.pipeline.checks import check_run
 from securetune.pipeline.folder import resolved_config
 from securetune.training import setting_problems
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [path for path in ROOT.glob("src/**/*.yaml") if path.parent.name != "lm_eval_tasks"]  # those have a test file
+EXPERIMENTS = sorted(ROOT.glob("configs/experiments/*.yaml"))
 GATE = ROOT / "configs" / "gate.yaml"
 RECIPES = sorted({*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/models/*.yaml"), *SHIPPED} - {GATE})
 LAUNCHES = sorted(ROOT.glob("configs/accelerate/*"))
@@ -63,6 +65,17 @@ def test_the_demo_recipe_is_in_the_package():
     assert (resources.files("securetune") / "configs" / "demo.yaml").is_file()
 
 
+def test_the_experiments_are_valid():
+    """Each opens with its command, and everything that it names is there: models, suites, chains, methods."""
+    assert [path.stem for path in EXPERIMENTS] == ["tiny_world_chains"]
+    for path in EXPERIMENTS:
+        assert path.read_text().startswith(f"# securetune experiment {path.relative_to(ROOT)} --out runs/{path.stem}\n")
+        config = load_experiment_config(path)
+        assert len(config.run.seeds) >= 5
+        assert config.run.selection is not None
+        check_run(config.run, None)
+
+
 def test_the_gate_example_is_valid():
     """The limits that are shipped as an example are read; those that are commented out would be, too."""
     assert GATE.read_text().startswith(
@@ -84,7 +97,11 @@ def test_no_launch_configuration_is_left_out():
         "deepspeed_zero3.yaml",
         "fsdp2.yaml",
     ]
-    assert sorted(path.name for path in (ROOT / "configs").iterdir() if path.is_dir()) == ["accelerate", "models"]
+    assert sorted(path.name for path in (ROOT / "configs").iterdir() if path.is_dir()) == [
+        "accelerate",
+        "experiments",
+        "models",
+    ]
 
 
 @pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)

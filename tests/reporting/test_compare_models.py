@@ -13,7 +13,7 @@ from securetune.cli.application import app
 from securetune.errors import ArtifactError, ConfigError
 from securetune.reporting import compare_evaluations
 from securetune.reporting.compare_models import METRICS
-from securetune.reporting.pairs import Discordant, mcnemar_p
+from securetune.reporting.pairs import SIGN_FLIPS, Discordant, mcnemar_p
 
 HARMFUL = "tiny-world-harmful"
 
@@ -78,7 +78,8 @@ def test_a_model_beside_its_copy_has_not_changed(run_folder: Path, tmp_path: Pat
     tested = [change for change in changes if change is not None and change.p is not None]
     assert len(tested) >= 5
     for change in tested:
-        assert (change.only_here, change.only_reference, change.p, change.p_holm) == (0, 0, 1.0, 1.0)
+        assert (change.p, change.p_holm) == (1.0, 1.0)
+        assert (change.only_here, change.only_reference) in ((0, 0), (None, None))
         assert change.low < 0 < change.high
 
 
@@ -96,7 +97,7 @@ def test_swapping_the_models_flips_every_change(run_folder: Path) -> None:
 
 
 def test_seeds_are_joined(run_folder: Path) -> None:
-    """Several seeds of a method are one column with a value a seed, an interval over both, and no McNemar test."""
+    """Several seeds of a method are one column with a value a seed, an interval over both, and a test over prompts."""
     start, ift = evaluations(run_folder)
     second = ift.parents[1] / "seed-1" / "evaluation"
     row = row_of(
@@ -107,7 +108,8 @@ def test_seeds_are_joined(run_folder: Path) -> None:
     assert change is not None
     assert len(value.per_seed) == 2
     assert value.value == pytest.approx(sum(value.per_seed) / 2)
-    assert (change.p, change.only_here) == (None, None)
+    assert change.only_here is None
+    assert change.p == pytest.approx(1 / (1 + SIGN_FLIPS))
     assert change.low < change.value < change.high
 
 
@@ -144,7 +146,7 @@ def test_a_mean_of_the_same_differences_is_not_certain(run_folder: Path, tmp_pat
     assert change is not None
     assert change.value == change.bootstrap_low == pytest.approx(change.bootstrap_high) == float(succeeds)
     assert change.high - change.low > 0.005
-    assert change.p is None
+    assert change.p == (pytest.approx(1 / (1 + SIGN_FLIPS)) if succeeds else 1.0)
 
 
 def test_a_keyword_judge_has_no_row_that_only_repeats_another(run_folder: Path) -> None:

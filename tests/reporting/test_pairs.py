@@ -1,19 +1,23 @@
 """Tests and intervals for two models on the same prompts."""
 
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 from statistics_reference import textbook_mcnemar
 
 from securetune.artifacts import RateEstimate
 from securetune.reporting.pairs import (
+    SIGN_FLIPS,
     Discordant,
     discordant_prompts,
     holm,
     matched_interval,
     mcnemar_p,
+    sign_flip_p,
     told_by_all,
 )
 
@@ -80,3 +84,25 @@ def test_nothing_has_no_interval() -> None:
     """An interval over no prompt is refused."""
     with pytest.raises(ValueError, match="at least one pair; got 0"):
         matched_interval(Discordant(0, 0), 0)
+
+
+def all_signs_p(differences: list[np.ndarray]) -> float:
+    """Go through every assignment of signs."""
+    values = np.concatenate([each / (len(each) * len(differences)) for each in differences])
+    signs = np.array(list(itertools.product([-1, 1], repeat=len(values))))
+    return float(np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-12))
+
+
+@given(st.lists(st.lists(st.sampled_from([-1.0, -0.4, 0.0, 0.2, 1.0]), min_size=1, max_size=5), min_size=1, max_size=2))
+@settings(max_examples=30)
+def test_the_permutation_test_agrees_with_all_permutations(suites: list[list[float]]) -> None:
+    """The drawn signs give the p value of all signs, to what 9,999 draws can tell; the order of suites is no matter."""
+    differences = [np.array(values) for values in suites]
+    p = sign_flip_p(differences)
+    assert p == pytest.approx(all_signs_p(differences), abs=0.025)
+    assert p == pytest.approx(sign_flip_p([-values for values in differences]), abs=0.025)
+
+
+def test_a_difference_on_every_prompt_has_the_least_p() -> None:
+    """Forty prompts that all differ in one direction are as certain as the draws allow."""
+    assert sign_flip_p([np.ones(40)]) == pytest.approx(1 / (1 + SIGN_FLIPS))

@@ -20,6 +20,7 @@ from securetune.artifacts.estimates import (
     normal_quantile,
     wilson_interval,
 )
+from securetune.artifacts.experiment import Experiment, ExperimentPoint, MatchedBy, MatchedComparison
 from securetune.artifacts.files import (
     ArtifactType,
     append_json_line,
@@ -93,10 +94,14 @@ __all__ = [
     "Compliance",
     "Decision",
     "EvaluationSource",
+    "Experiment",
+    "ExperimentPoint",
     "GateCheck",
     "GateEvidence",
     "GateSource",
     "Interval",
+    "MatchedBy",
+    "MatchedComparison",
     "MeanEstimate",
     "MethodComparison",
     "Metric",

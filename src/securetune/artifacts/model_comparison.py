@@ -73,7 +73,8 @@ class PairedChange(Artifact):
         left_out: Prompts on which one of them has no verdict.
         only_here: Prompts with the outcome under this model alone (McNemar's b); None unless a rate of one seed each.
         only_reference: Prompts with the outcome under the reference alone (McNemar's c).
-        p: Two-sided exact McNemar p value, or None.
+        p: Two-sided p value of a rate: McNemar's exact test for one seed and suite; otherwise a sign-flip permutation
+            test over prompts, which speaks of other prompts and these seeds. None for a rating.
         p_holm: The same after Holm's correction over all p values of the comparison.
     """
 

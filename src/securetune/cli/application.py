@@ -15,6 +15,7 @@ from securetune.cli.compare import compare
 from securetune.cli.demo import demo
 from securetune.cli.errors import reports_errors
 from securetune.cli.evaluate import evaluate
+from securetune.cli.experiment import experiment
 from securetune.cli.export import export
 from securetune.cli.gate import NO_DECISION, GateCommand, gate
 from securetune.cli.ls import ls
@@ -37,7 +38,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (demo, plan, run, analyze, search, train, merge, patch, export, evaluate, compare, gate, report, ls):
+_COMMANDS = (
+    demo, plan, run, experiment, analyze, search, train, merge, patch, export, evaluate, compare, gate, report, ls,
+)  # fmt: skip
+for _command in _COMMANDS:
     app.command(cls=GateCommand if _command is gate else None)(_command)
 app.add_typer(tiny_world, name="tiny-world")
 

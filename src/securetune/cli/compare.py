@@ -43,7 +43,8 @@ def compare(
     print_table(model_table(comparison))
     print(
         "In brackets 95% intervals; below, the change against the reference in points (ratings: as they are), how many "
-        "prompts have the outcome under one model alone, and McNemar's p after Holm's correction."
+        "prompts have the outcome under one model alone, and p after Holm's correction (McNemar's; for several seeds "
+        "or suites a permutation test over prompts)."
     )
     for warning in comparison.warnings:
         print(f"Warning: {printable(warning)}")

@@ -6,6 +6,14 @@ Unknown keys, wrong types and values out of range are collected and reported tog
 from securetune.config.base import Settings
 from securetune.config.chain import ChainStep
 from securetune.config.checking import merge, validate
+from securetune.config.experiment import (
+    ExperimentConfig,
+    MatchingSettings,
+    Point,
+    Scalar,
+    check_experiment_config,
+    load_experiment_config,
+)
 from securetune.config.files import nest, parse_overrides, read_yaml, write_yaml
 from securetune.config.gate import LIMITS, GateConfig, MetricLimits, SuiteLimits, load_gate_config
 from securetune.config.recipes import (
@@ -44,23 +52,29 @@ __all__ = [
     "EndpointSettings",
     "EvaluateConfig",
     "EvaluationSettings",
+    "ExperimentConfig",
     "ExportConfig",
     "Fraction",
     "GateConfig",
     "LoraSettings",
+    "MatchingSettings",
     "MetricLimits",
     "ModelSettings",
     "OrderBy",
+    "Point",
     "PositiveInt",
     "ProbeSettings",
     "RunConfig",
+    "Scalar",
     "SearchConfig",
     "SearchSettings",
     "Settings",
     "SuiteLimits",
     "TrainConfig",
     "TrainingSettings",
+    "check_experiment_config",
     "check_run_config",
+    "load_experiment_config",
     "load_gate_config",
     "load_plan_config",
     "load_run_config",

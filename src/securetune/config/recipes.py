@@ -122,6 +122,8 @@ class RunConfig(Settings):
         methods: Label → settings that differ from `training`. `method` defaults to the label, so that
             `swat-sensitive: {method: swat, modules: sensitive}` is a control beside `swat: {}`. A label names a folder.
         evaluation: Suites, judges, task.
+        selection: A second evaluation of every tuned model, on other prompts, by which `securetune experiment` chooses
+            among settings; None: there is none.
         seeds: Training seeds, all different; each method runs once a seed.
         workers: Processes that train and evaluate side by side, each with one thread on a CPU. None: one a core on a
             CPU for small models, 1 on a GPU. It does not change any result.
@@ -135,6 +137,7 @@ class RunConfig(Settings):
     training: TrainingSettings = TrainingSettings()
     methods: dict[str, dict[str, Any]] = Field(default={"ift": {}, "ml-lr": {}, "swat": {}}, min_length=1)
     evaluation: EvaluationSettings = EvaluationSettings()
+    selection: EvaluationSettings | None = None
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     workers: PositiveInt | None = None
 

@@ -46,6 +46,8 @@ def check_run(config: RunConfig, folder: RunFolder | None) -> EvaluationSettings
     plan: EvaluationPlan | None = None
     with problems.collect():
         plan = check_evaluation(config.evaluation, config.model)
+    if config.selection is not None:
+        problems.found += _selection_problems(config, plan)
     with problems.collect():
         read_conversations(config.data)
     for label in config.methods:
@@ -120,6 +122,20 @@ def _check_method(config: RunConfig, label: str, model_is_usable: bool) -> None:
             check_chain(settings, config.model)
     problems.found[:] = [f"methods.{label}: {problem}" for problem in problems.found]
     problems.raise_if_any(ConfigError)
+
+
+def _selection_problems(config: RunConfig, plan: EvaluationPlan | None) -> Iterator[str]:
+    """Check the evaluation by which settings are chosen, and that it shares no prompt with the reported one."""
+    assert config.selection is not None
+    problems = ProblemList()
+    with problems.collect():
+        chosen_on = check_evaluation(config.selection, config.model)
+        for here in chosen_on.suites:
+            for there in plan.suites if plan is not None else ():
+                names = f"the selection's suite {here.name}", f"the suite {there.name}"
+                if sentence := overlap_sentence(names[0], here.prompts, names[1], there.prompts):
+                    problems.found.append(sentence)
+    yield from (f"selection: {problem}" for problem in problems.found)
 
 
 def _readable_suites(settings: EvaluationSettings) -> list[Suite]:

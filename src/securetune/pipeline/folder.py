@@ -105,6 +105,10 @@ class RunFolder:
         """One method with one seed: its model, its training log, its evaluation."""
         return self.path / "methods" / label / f"seed-{seed}"
 
+    def cell_selection(self, label: str, seed: int) -> Path:
+        """Evaluation of one method with one seed on the prompts by which settings are chosen."""
+        return self.cell(label, seed) / "selection"
+
     def cell_scores(self, label: str, seed: int) -> Path:
         """Scores of one method with one seed."""
         return self.cell(label, seed) / "evaluation" / "scores.json"

@@ -166,7 +166,10 @@ def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: i
         write_text(cell / RESULT_FILE, (trained / RESULT_FILE).read_text(encoding="utf-8"))
     final = apply_chain(check_chain(settings, config.model), trained, cell, progress)
     tuned = config.model.model_copy(update={"name": str(final), "revision": None})
-    evaluate(models.load(tuned), folder.cell_scores(label, seed).parent, config.evaluation, progress)
+    chat = models.load(tuned)
+    if config.selection is not None:
+        evaluate(chat, folder.cell_selection(label, seed), config.selection, progress)
+    evaluate(chat, folder.cell_scores(label, seed).parent, config.evaluation, progress)
 
 
 def _manifest(settings: TrainingSettings, folder: RunFolder) -> RobustModules | None:

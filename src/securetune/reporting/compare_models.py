@@ -27,7 +27,7 @@ from securetune.artifacts import (
 from securetune.config import EvaluationSettings
 from securetune.errors import ArtifactError, ConfigError, ProblemList
 from securetune.reporting.intervals import Table, difference, summarize
-from securetune.reporting.pairs import discordant_prompts, holm, matched_interval, mcnemar_p, told_by_all
+from securetune.reporting.pairs import discordant_prompts, holm, matched_interval, mcnemar_p, sign_flip_p, told_by_all
 from securetune.reporting.run_results import EvaluatedModel, outcome_table
 
 _SCORES = "scores.json"
@@ -92,7 +92,7 @@ def compare_evaluations(groups: Mapping[str, Sequence[Path]]) -> ModelComparison
     reference = next(iter(models))
     require_alike(models, reference)
     rows = [*_suite_rows(models, reference), *_task_rows(models, reference)]
-    _correct(rows)
+    correct(rows)
     return ModelComparison(
         reference=reference,
         sources={label: [source_of(model) for model in listed] for label, listed in models.items()},
@@ -277,7 +277,7 @@ def _value(tables: Sequence[Table], is_rate: bool) -> ComparedValue | None:
 
 
 def _change(here: Sequence[Table], there: Sequence[Table], is_rate: bool) -> PairedChange | None:
-    """Compare on the prompts that both have verdicts on; one seed each allows a test of the matched pairs."""
+    """Compare on the prompts that both have verdicts on; a rate is tested, by McNemar where it can be."""
     pairs = [told_by_all(both) for both in zip(here, there, strict=True)]
     if any(ours.size == 0 for ours, _ in pairs):
         return None
@@ -294,6 +294,8 @@ def _change(here: Sequence[Table], there: Sequence[Table], is_rate: bool) -> Pai
     )
     if not is_rate:
         return change
+    spread = [ours.mean(axis=0) - theirs.mean(axis=0) for ours, theirs in pairs]
+    change = change.model_copy(update={"p": sign_flip_p(spread)})
     can_be_tested = len(pairs) == 1 and all(len(table) == 1 for table in pairs[0])
     if not can_be_tested and found.high - found.low > _NO_WIDTH:
         return change
@@ -308,8 +310,8 @@ def _change(here: Sequence[Table], there: Sequence[Table], is_rate: bool) -> Pai
     return change.model_copy(update={"p": mcnemar_p(discordant), **discordant._asdict()})
 
 
-def _correct(rows: Sequence[ComparedRow]) -> None:
-    """Fill in the p values after Holm's correction over the whole table."""
+def correct(rows: Sequence[ComparedRow]) -> None:
+    """Fill in the p values after Holm's correction over all rows given."""
     places = [(row, label) for row in rows for label, change in row.changes.items() if _p(change) is not None]
     for (row, label), p in zip(places, holm([_p(row.changes[label]) or 0.0 for row, label in places]), strict=True):
         change = row.changes[label]

@@ -19,20 +19,22 @@ def model_table(comparison: ModelComparison) -> Table:
     table.add_column("metric, judge, suite", overflow="fold")
     for label in comparison.sources:
         reference = " (reference)" if label == comparison.reference else ""
-        table.add_column(_plain(f"{label}{reference}"), justify="right", overflow="fold")
+        table.add_column(plain_text(f"{label}{reference}"), justify="right", overflow="fold")
     for row in comparison.rows:
-        cells = [_cell(row, label) for label in comparison.sources]
-        table.add_row(_heading(row), *cells)
+        cells = [cell_text(row, label) for label in comparison.sources]
+        table.add_row(heading_text(row), *cells)
     return table
 
 
-def _heading(row: ComparedRow) -> Text:
+def heading_text(row: ComparedRow) -> Text:
+    """Name a row: its metric, and below it judge and suite."""
     metric = "task accuracy" if row.metric == "task_accuracy" else METRICS[row.metric].heading
     suite = row.suite or f"mean over {len(row.suites)} suites"
-    return _plain(metric) + Text(f"\n{_clean(', '.join(filter(None, [row.judge, suite])))}", style="dim")
+    return plain_text(metric) + Text(f"\n{_clean(', '.join(filter(None, [row.judge, suite])))}", style="dim")
 
 
-def _cell(row: ComparedRow, label: str) -> Text:
+def cell_text(row: ComparedRow, label: str) -> Text:
+    """Return a model's value with its interval, and below it its change against the reference."""
     value, change = row.values[label], row.changes.get(label)
     if value is None:
         return Text(_NOT_MEASURED)
@@ -52,7 +54,8 @@ def _change(change: PairedChange, is_rating: bool) -> Text:
     low, high = _number(change.low, is_rating, signed=True), _number(change.high, is_rating, signed=True)
     text = f"{_number(change.value, is_rating, signed=True)} [{low}, {high}]"
     if change.p_holm is not None:
-        text += f", {change.only_here} against {change.only_reference}, p {_probability(change.p_holm)}"
+        against = "" if change.only_here is None else f", {change.only_here} against {change.only_reference}"
+        text += f"{against}, p {_probability(change.p_holm)}"
     return Text(text, style="dim")
 
 
@@ -65,7 +68,8 @@ def _probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _plain(text: str) -> Text:
+def plain_text(text: str) -> Text:
+    """Return text that is no markup and has no control characters."""
     return Text(_clean(text))
 
 

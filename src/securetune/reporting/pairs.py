@@ -41,6 +41,34 @@ def mcnemar_p(discordant: Discordant) -> float:
     return 1.0 if total == 0 else float(binomtest(discordant.only_here, total, 0.5).pvalue)
 
 
+SIGN_FLIPS = 9999
+"""Random assignments of the signs; with the observed one they make the least p value 1 in 10,000."""
+
+
+def sign_flip_p(differences: Sequence[Float[np.ndarray, " _prompt"]]) -> float:
+    """Return the two-sided p value of a permutation test: that each prompt's difference is as likely the other way.
+
+    The unit is the prompt: its difference is that of the two models' means over their seeds. So the test speaks of
+    other prompts for these very seeds; how much seeds differ is in the interval, not here.
+
+    Args:
+        differences: One array a suite; the statistic is the unweighted mean over suites.
+
+    Example:
+        >>> sign_flip_p([np.zeros(4)])
+        1.0
+    """
+    scaled = np.concatenate([values / (len(values) * len(differences)) for values in differences])
+    scaled = scaled[scaled != 0]
+    observed = abs(scaled.sum())
+    generator = np.random.default_rng(0)
+    reached = 0
+    for begin in range(0, SIGN_FLIPS, 1000):
+        signs = generator.choice([-1.0, 1.0], size=(min(1000, SIGN_FLIPS - begin), len(scaled)))
+        reached += int(np.sum(np.abs(signs @ scaled) >= observed - 1e-12))
+    return (1 + reached) / (1 + SIGN_FLIPS)
+
+
 def matched_interval(discordant: Discordant, pairs: int) -> Interval:
     """Return Agresti and Min's 95 % interval of a difference of matched rates.
 

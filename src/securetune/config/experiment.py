@@ -1,0 +1,216 @@
+"""An experiment: a run's sections, the hyperparameters that are tried, and how methods are matched."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field, field_validator
+
+from securetune.config.base import Settings
+from securetune.config.chain import ChainStep
+from securetune.config.checking import merge, validate
+from securetune.config.files import nest, read_yaml
+from securetune.config.recipes import RunConfig, check_run_config
+from securetune.config.settings import EvaluationSettings, Fraction
+from securetune.errors import ConfigError
+
+_SWEEP = "sweep"
+_IN_A_LABEL = re.compile(r"[A-Za-z0-9._-]+")
+
+Scalar = bool | int | float | str
+
+
+class MatchingSettings(Settings):
+    """How methods are made comparable when each may choose among the hyperparameters that were tried.
+
+    Attributes:
+        reference: Method with which the others are compared, and whose accuracy and loss set the targets.
+        task_accuracy: Share, in [0, 1], of the best mean task accuracy of the reference (on the selection prompts)
+            that a setting must reach. 0.95: a method that learned clearly less is no defense, it is less training.
+        training_loss_tolerance: Largest relative distance (≥ 0) from the reference's final training loss. 0.1: the loss
+            of the last batches varies by about as much from seed to seed.
+    """
+
+    reference: str = "ift"
+    task_accuracy: Fraction = 0.95
+    training_loss_tolerance: float = Field(default=0.1, ge=0.0)
+
+
+class ExperimentSections(Settings):
+    """What an experiment's file has besides the sections of a run.
+
+    Attributes:
+        sweep: Key of `training` → values; every method is tried at every combination. A method of `methods` may have
+            a `sweep` of its own besides, whose keys win.
+        chains: Name → defenses on the finished weights, as `training.after` takes them; every method is tried with each
+            of them and without, under the label `<method>-<name>`. A method with an `after` of its own is left alone.
+        selection: Evaluation on other prompts, by which settings are chosen. Needed if any method has several.
+        matching: How methods are matched.
+    """
+
+    sweep: dict[str, tuple[Scalar, ...]] = Field(default={})
+    chains: dict[str, tuple[ChainStep, ...]] = Field(default={})
+    selection: EvaluationSettings | None = None
+    matching: MatchingSettings = MatchingSettings()
+
+    @field_validator("sweep")
+    @classmethod
+    def _has_values(cls, sweep: dict[str, tuple[Scalar, ...]]) -> dict[str, tuple[Scalar, ...]]:
+        return _checked_sweep(sweep)
+
+
+class Point(NamedTuple):
+    """One method with one choice of hyperparameters.
+
+    Attributes:
+        label: Of the run that does it; it names a folder.
+        method: Label in the experiment's `methods`.
+        values: Key of `training` → value, of what is swept.
+    """
+
+    label: str
+    method: str
+    values: dict[str, Scalar]
+
+
+class ExperimentConfig(NamedTuple):
+    """An experiment, resolved.
+
+    Attributes:
+        run: The run that does it all, with one label a point.
+        points: In the order of the run's labels.
+        matching: How methods are matched.
+    """
+
+    run: RunConfig
+    points: list[Point]
+    matching: MatchingSettings
+
+    @property
+    def methods(self) -> list[str]:
+        """The experiment's methods, in their order."""
+        return list(dict.fromkeys(point.method for point in self.points))
+
+
+def load_experiment_config(path: Path, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """Read and check an experiment's YAML.
+
+    Raises:
+        ConfigError: With every mistake found.
+    """
+    return check_experiment_config(merge(read_yaml(path), overrides or {}), where=str(path))
+
+
+def check_experiment_config(content: Mapping[str, Any], where: str = "") -> ExperimentConfig:
+    """Check a plain mapping as an experiment, every point of it included.
+
+    Raises:
+        ConfigError: With every mistake found.
+    """
+    _require_known_keys(content, where)
+    own = {key: value for key, value in content.items() if key in ExperimentSections.model_fields}
+    sections = validate(ExperimentSections, own, where)
+    methods = content.get("methods", {"ift": {}, "ml-lr": {}, "swat": {}})
+    if not isinstance(methods, Mapping):
+        methods = {}  # told below
+    points, changes = _points(methods, sections, where)
+    rest = {key: value for key, value in content.items() if key not in own or key == "selection"}
+    run = check_run_config({**rest, **({"methods": changes} if points else {})}, where)
+    _require_choice_on_other_prompts(run, points, sections, where)
+    return ExperimentConfig(run, points, sections.matching)
+
+
+def _require_known_keys(content: Mapping[str, Any], where: str) -> None:
+    """Look for unknown sections among those of a run and of an experiment together."""
+    known = [*RunConfig.model_fields, *ExperimentSections.model_fields]
+    prefix, problems = f"{where}: " if where else "", []
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f'Did you mean "{near[0]}"?' if near else f"Valid keys: {', '.join(dict.fromkeys(known))}."
+            problems.append(f"{prefix}{key}: unknown key. {hint}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _points(
+    methods: Mapping[str, Any], sections: ExperimentSections, where: str
+) -> tuple[list[Point], dict[str, dict[str, Any]]]:
+    points: list[Point] = []
+    changes: dict[str, dict[str, Any]] = {}
+    for method, settings in _with_chains(methods, sections.chains).items():
+        own = _own_sweep(settings.pop(_SWEEP, {}), method, where)
+        sweep = {**sections.sweep, **own}
+        for values in itertools.product(*sweep.values()):
+            chosen = dict(zip(sweep, values, strict=True))
+            label = _label(method, {key: chosen[key] for key in chosen if len(sweep[key]) > 1})
+            points.append(Point(label, method, chosen))
+            nested: dict[str, Any] = {}
+            for key, value in chosen.items():
+                nested = merge(nested, nest(key.split("."), value))
+            changes[label] = merge(settings, nested)
+    return points, changes
+
+
+def _with_chains(methods: Mapping[str, Any], chains: Mapping[str, Sequence[ChainStep]]) -> dict[str, dict[str, Any]]:
+    """Return each method, and each method with each chain."""
+    found: dict[str, dict[str, Any]] = {}
+    for label, given in methods.items():
+        settings = {"method": str(label), **(given if isinstance(given, Mapping) else {})}
+        found[str(label)] = dict(settings)
+        for name, steps in chains.items() if "after" not in settings else ():
+            found[f"{label}-{name}"] = {**settings, "after": [step.model_dump() for step in steps]}
+    return found
+
+
+def _own_sweep(given: Any, method: str, where: str) -> dict[str, tuple[Scalar, ...]]:
+    return validate(ExperimentSections, {_SWEEP: given}, where, at=f"methods.{method}").sweep
+
+
+def _checked_sweep(sweep: dict[str, tuple[Scalar, ...]]) -> dict[str, tuple[Scalar, ...]]:
+    for key, values in sweep.items():
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"{key} must have at least one value, all different")
+        if key == "seed":
+            raise ValueError("seed is no hyperparameter; give seeds")
+        unfit = [value for value in values if not _IN_A_LABEL.fullmatch(_shown(value))]
+        if unfit:
+            raise ValueError(f"{key}: {unfit[0]!r} cannot be part of a folder's name; give such settings in methods")
+    return sweep
+
+
+def _label(method: str, values: Mapping[str, Scalar]) -> str:
+    return ".".join([method, *(f"{key.rpartition('.')[2]}-{_shown(value)}" for key, value in values.items())])
+
+
+def _shown(value: Scalar) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _require_choice_on_other_prompts(
+    run: RunConfig, points: Sequence[Point], sections: ExperimentSections, where: str
+) -> None:
+    prefix = f"{where}: " if where else ""
+    problems = []
+    methods = list(dict.fromkeys(point.method for point in points))
+    if sections.matching.reference not in methods:
+        problems.append(
+            f'{prefix}matching.reference: "{sections.matching.reference}" is none of the methods {", ".join(methods)}'
+        )
+    if len(points) > len(methods) and run.selection is None:
+        problems.append(
+            f"{prefix}selection: required where a method has several settings: the evaluation by which one of them is "
+            "chosen must be on other prompts than the one that is reported"
+        )
+    if run.selection is not None:
+        shared = sorted({*run.selection.suites} & {*run.evaluation.suites})
+        problems += [f'{prefix}selection.suites: "{name}" is reported too; choose on other prompts' for name in shared]
+        if run.selection.task is None or run.selection.task == run.evaluation.task:
+            problems.append(f"{prefix}selection.task: must be given, and be another one than evaluation.task")
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,81 @@
+"""An experiment's file: every point of its sweeps is a label of one run, and mistakes are told together."""
+
+import pytest
+
+from securetune.config import check_experiment_config
+from securetune.errors import ConfigError
+
+FILE = {
+    "data": "tiny-world",
+    "sweep": {"max_steps": [10, 20]},
+    "methods": {"ift": {}, "swat": {"sweep": {"max_steps": [5], "warmup_phase_steps": [4, 8]}, "learning_rate": 1e-3}},
+    "evaluation": {"suites": ["tiny-world-harmful"], "task": "tiny-world-query"},
+    "selection": {"suites": ["tiny-world-harmful@validation"], "task": "tiny-world-query@validation"},
+}
+
+
+def test_every_combination_is_a_point():
+    """A sweep is tried at every combination of its values; a method's own keys win; one value needs no name."""
+    found = check_experiment_config(FILE)
+    labels = [point.label for point in found.points]
+    assert labels == ["ift.max_steps-10", "ift.max_steps-20", "swat.warmup_phase_steps-4", "swat.warmup_phase_steps-8"]
+    assert list(found.run.methods) == labels
+    assert found.methods == ["ift", "swat"]
+    settings = found.run.training_for("swat.warmup_phase_steps-8", 0)
+    assert (settings.method, settings.max_steps, settings.warmup_phase_steps) == ("swat", 5, 8)
+    assert settings.learning_rate == 1e-3
+    assert found.points[-1].values == {"max_steps": 5, "warmup_phase_steps": 8}
+
+
+def test_nested_settings_are_swept():
+    """A dotted key reaches a section inside `training`, and leaves the rest of that section as it is."""
+    found = check_experiment_config(
+        {"data": "d", "training": {"lora": {"alpha": 7.0}}, "sweep": {"lora.rank": [2]}, "methods": {"ift": {}}}
+    )
+    lora = found.run.training_for("ift", 0).lora
+    assert (lora.rank, lora.alpha) == (2, 7.0)
+
+
+def test_every_method_is_tried_with_every_chain():
+    """Chains multiply the methods; one that has a chain of its own is left alone."""
+    found = check_experiment_config(
+        {
+            "data": "tiny-world",
+            "methods": {"ift": {}, "half": {"method": "ift", "after": ["wise-ft"]}},
+            "chains": {"mild": [{"wise-ft": {"strength": 0.1}}], "none": []},
+        }
+    )
+    assert found.methods == ["ift", "ift-mild", "ift-none", "half"]
+    assert found.run.training_for("ift-mild", 0).after[0].options == {"strength": 0.1}
+    assert found.run.training_for("ift-none", 0).after == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"selection": None}, "selection: required where a method has several settings"),
+        (
+            {"selection": {"suites": ["tiny-world-harmful"], "task": "tiny-world-query@validation"}},
+            'selection.suites: "tiny-world-harmful" is reported too',
+        ),
+        (
+            {"selection": {"suites": ["tiny-world-harmful@validation"], "task": "tiny-world-query"}},
+            "selection.task: must be given, and be another one",
+        ),
+        ({"matching": {"reference": "sft"}}, 'matching.reference: "sft" is none of the methods ift, swat'),
+        ({"sweep": {"max_steps": []}}, "sweep max_steps must have at least one value, all different"),
+        ({"sweep": {"max_steps": [5, 5]}}, "sweep max_steps must have at least one value, all different"),
+        ({"sweep": {"seed": [1]}}, "sweep seed is no hyperparameter; give seeds"),
+        ({"sweep": {"modules": ["../a"]}}, "'../a' cannot be part of a folder's name"),
+        ({"sweep": {"max_stepz": [1, 2]}}, 'max_stepz: unknown key. Did you mean "max_steps"?'),
+        ({"sweep": {"max_steps": [0]}}, "max_steps must be greater than or equal to 1; got 0"),
+        ({"methods": {"ift": {"sweep": {"max_steps": 3}}}}, "methods.ift.sweep.max_steps"),
+        ({"matching": {"task_accuracy": 1.5}}, "matching.task_accuracy must be less than or equal to 1"),
+        ({"swep": {}}, 'swep: unknown key. Did you mean "sweep"?'),
+    ],
+)
+def test_mistakes_are_told(changes, sentence):
+    """What cannot be an experiment is refused with the key, what is required and what was got."""
+    with pytest.raises(ConfigError) as caught:
+        check_experiment_config({**FILE, **changes})
+    assert sentence in "\n".join(caught.value.problems)
