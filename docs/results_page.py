@@ -21,8 +21,8 @@ def results_page() -> str:
         "# Results",
         "",
         "Written by `python docs/results_page.py` from the files under `results/`. What is measured and how it is",
-        "matched is in [experiments.md](experiments.md). All of it is on tiny world, the embedded test bench: what is seen",
-        "there is no evidence about large models.",
+        "matched is in [experiments.md](experiments.md). All of it is on tiny world, the embedded test bench: what is",
+        "seen there is no evidence about large models.",
     ]
     for folder in sorted(path.parent for path in RESULTS.glob("*/experiment.json")):
         found = read_artifact(folder / "experiment.json", Experiment)

@@ -12,6 +12,7 @@ from typer.main import get_command
 
 import securetune
 from securetune.cli import app
+from securetune.defenses import find_defense, list_defenses
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -163,3 +164,36 @@ def test_every_test_says_what_it_promises():
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and not ast.get_docstring(node)
     ]
     assert silent == []
+
+
+def test_the_results_are_those_of_the_committed_experiments():
+    """docs/results.md is what its program writes from the files under results/, with a figure for each of them."""
+    spec = importlib.util.spec_from_file_location("results_page", ROOT / "docs" / "results_page.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    assert program.PAGE.read_text(encoding="utf-8") == program.results_page()
+    for folder in sorted(path.parent for path in program.RESULTS.glob("*/experiment.json")):
+        assert (folder / "config.yaml").is_file()
+        assert (program.FIGURES / f"{folder.name}.svg").read_bytes() == (folder / "frontier.svg").read_bytes()
+
+
+def test_every_method_is_described_with_its_options():
+    """docs/defenses.md has a row for each method that trains, with the options it takes and their defaults."""
+    rows = [
+        line for line in (ROOT / "docs" / "defenses.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"
+    ]
+    methods = [each.name for each in list_defenses() if each.stage == "training"]
+    assert [row.split("`")[1] for row in rows if "`" in row] == sorted(methods, key=_order_of(rows))
+    for name in methods:
+        (row,) = [row for row in rows if row.startswith(f"| `{name}` |")]
+        for option, field in find_defense(name).options_type.model_fields.items():
+            shown = f"`{option}`" if field.default is None else f"`{option}` ({_shown(field.default)})"
+            assert shown in row
+
+
+def _order_of(rows):
+    return lambda name: next(place for place, row in enumerate(rows) if row.startswith(f"| `{name}` |"))
+
+
+def _shown(default):
+    return f"`{default}`" if isinstance(default, str) else f"{default:g}"

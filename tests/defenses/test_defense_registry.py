@@ -54,7 +54,13 @@ def test_only_defenses_can_register() -> None:
         register_defense("dict")(dict)
 
 
-@pytest.mark.parametrize(("typed", "hint"), [("mllr", 'Did you mean "ml-lr"'), ("zzz", "Methods: ift, ml-lr, swat")])
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("mllr", 'Did you mean "ml-lr"'),
+        ("zzz", "Methods: freeze-rest, ift, l2-sp, low-lr, ml-lr, protected-subspace, swat"),
+    ],
+)
 def test_unknown_method(typed: str, hint: str) -> None:
     """An unknown method is an error that gives the nearest name, or all of them."""
     with pytest.raises(ConfigError, match=f'method "{typed}" is unknown. {hint}'):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -188,6 +188,7 @@ class TrainingSettings(Settings):
         method: A registered defense of the training stage: `ift` (plain), `ml-lr` or `swat`.
         modules: Which set counts as robust: `searched` (the manifest), a control of the same size (`sensitive`,
             `random`, `top-k`, `pattern`), or the path of a manifest.
+        method_options: Settings of the method's own, such as `{energy: 0.9}` of `protected-subspace`.
         tune: `full` (all parameters) or `lora`.
         lora: Adapter settings, used with `lora` only.
         learning_rate: Base rate (> 0); None takes 2e-5 for all parameters and 2e-4 for LoRA.
@@ -225,6 +226,7 @@ class TrainingSettings(Settings):
 
     method: str = "swat"
     modules: str = "searched"
+    method_options: dict[str, Any] = Field(default={})
     tune: Literal["full", "lora"] = "full"
     lora: LoraSettings = LoraSettings()
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None

@@ -14,6 +14,7 @@ from securetune.defenses.base import (
 )
 from securetune.defenses.registry import (
     DefenseDescription,
+    defense_of,
     find_defense,
     find_weight_defense,
     list_defenses,
@@ -41,6 +42,7 @@ __all__ = [
     "WeightDefense",
     "WeightDefenseConfig",
     "WeightRole",
+    "defense_of",
     "find_defense",
     "find_weight_defense",
     "list_defenses",

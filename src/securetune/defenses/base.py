@@ -7,8 +7,9 @@ the moments at which it acts; all others do nothing. The moments, in the order i
 2. `before_training`: the loaded model, adapters in place;
 3. `phases`: which parameters train, at which rate, for how long;
 4. `adjust_loss`: every training step;
-5. `after_training`: the weights after the last phase;
-6. `prepare_messages`: what the tuned model is shown at generation.
+5. `after_step`: every optimizer step;
+6. `after_training`: the weights after the last phase;
+7. `prepare_messages`: what the tuned model is shown at generation.
 
 A defense says what should happen; `securetune.training` does it, and checks that it was done as said.
 """
@@ -19,12 +20,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from securetune.config import TrainingSettings
+from securetune.config import Settings, TrainingSettings, validate
 from securetune.data.conversations import Conversation, Message
 from securetune.defenses.weight_sources import TensorReader
+from securetune.models import ProjectionModule
 
 MAIN_PHASE = "main"
 
@@ -92,6 +96,9 @@ class DefenseContext:
         main_steps: Resolved optimizer steps of the main phase.
         parameters: The trainable parameters, split by the manifest.
         sources: Other models' weights by role, for defenses on weights: a parameter's name → its values there.
+        modules: The model's projections, as it is now, with adapters if there are any.
+        tokenizer: The model's, or None where nothing is rendered, as in a plan.
+        model_name: The start model's name as the user gave it.
     """
 
     settings: TrainingSettings
@@ -99,6 +106,13 @@ class DefenseContext:
     main_steps: int
     parameters: ParameterSets
     sources: Mapping[str, TensorReader] = field(default_factory=dict)
+    modules: Sequence[ProjectionModule] = ()
+    tokenizer: PreTrainedTokenizerBase | None = None
+    model_name: str = ""
+
+
+class NoOptions(Settings):
+    """For methods that have no settings of their own."""
 
 
 class Defense:
@@ -109,12 +123,21 @@ class Defense:
         needs_manifest: Whether it cannot run without a manifest of robust modules.
         stage: Where in a model's life it acts.
         source: The paper it comes from.
+        options_type: The class of its own settings (`training.method_options`).
+        options: Its own settings.
+
+    Raises:
+        ConfigError: If it has no such option, or a value is out of range.
     """
 
     name: ClassVar[str]
-    needs_manifest: ClassVar[bool] = False
+    needs_manifest: bool = False
     stage: ClassVar[Literal["data", "training", "weights", "generation"]] = "training"
     source: ClassVar[str] = ""
+    options_type: ClassVar[type[Settings]] = NoOptions
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self.options = validate(self.options_type, dict(options or {}), at="method_options")
 
     def prepare_data(self, conversations: Sequence[Conversation], settings: TrainingSettings) -> Sequence[Conversation]:
         """Change the training data: add, drop or rewrite rows."""
@@ -134,6 +157,9 @@ class Defense:
     def adjust_loss(self, loss: Float[Tensor, ""], model: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, ""]:
         """Change the loss of a training step, for instance by a proximal term."""
         return loss
+
+    def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Change the weights after an optimizer step, in place; a method that does not override it costs nothing."""
 
     def after_training(self, model: nn.Module, context: DefenseContext) -> None:
         """Change the weights after the last phase, in place, before they are saved."""

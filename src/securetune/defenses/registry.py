@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from securetune.config import TrainingSettings
 from securetune.defenses.base import Defense
 from securetune.defenses.weight_defense import WeightDefense
 from securetune.errors import ConfigError
@@ -54,11 +55,24 @@ def register_defense(name: str) -> Callable[[DefenseType], DefenseType]:
     return register
 
 
-def find_defense(name: str) -> Defense:
-    """Return a new defense of that name, to train with.
+def defense_of(settings: TrainingSettings) -> Defense:
+    """Return the method of a training, with its own options.
 
     Raises:
-        ConfigError: If there is none (the nearest name is given), or it acts on finished weights.
+        ConfigError: If there is no such method, or its options are wrong.
+    """
+    return find_defense(settings.method, settings.method_options)
+
+
+def find_defense(name: str, options: Mapping[str, Any] | None = None) -> Defense:
+    """Return a new defense of that name, to train with.
+
+    Args:
+        name: Registered name.
+        options: Its own settings; those left out have their defaults.
+
+    Raises:
+        ConfigError: If there is none (the nearest name is given), it acts on finished weights, or an option is wrong.
     """
     trains = {known: defense for known, defense in _REGISTERED.items() if defense.stage != "weights"}
     if name in _REGISTERED and name not in trains:
@@ -66,7 +80,7 @@ def find_defense(name: str) -> Defense:
             f'method "{name}" acts on finished weights: train with another one, then run `securetune patch MODEL '
             f"--with {name}`."
         )
-    return _find(name, trains, "method", "Methods")()
+    return _find(name, trains, "method", "Methods")(options)
 
 
 def find_weight_defense(name: str) -> type[WeightDefense]:

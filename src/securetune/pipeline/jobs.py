@@ -23,7 +23,7 @@ from securetune.artifacts import (
 )
 from securetune.config import MODULE_SETS, RunConfig, TrainingSettings
 from securetune.data.prompts import ProbeSet, load_probes
-from securetune.defenses import find_defense
+from securetune.defenses import defense_of
 from securetune.evaluation import evaluate, require_refusing_start_model
 from securetune.features import Perturbation, fit_probe
 from securetune.models import ChatModel
@@ -93,7 +93,7 @@ def training_label(config: RunConfig, label: str) -> str:
 
 def needs_manifest(settings: TrainingSettings) -> bool:
     """Whether a method treats robust modules differently from others."""
-    return find_defense(settings.method).needs_manifest
+    return defense_of(settings).needs_manifest
 
 
 def do(job: Job, config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> None:

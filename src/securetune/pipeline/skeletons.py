@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from securetune.artifacts import RobustModules
 from securetune.config import ModelSettings, TrainingSettings
-from securetune.defenses import Defense, DefenseContext, ParameterSets, Phase, find_defense
+from securetune.defenses import Defense, DefenseContext, ParameterSets, Phase, defense_of
 from securetune.models import ProjectionModule, load_skeleton, map_modules
 from securetune.training.adapters import add_adapters
 from securetune.training.parameters import split_parameters
@@ -61,13 +61,15 @@ def make_training_skeleton(
     Raises:
         InputError: If the manifest does not fit the model, or adapters cannot be put where the settings say.
     """
-    defense = find_defense(settings.method)
+    defense = defense_of(settings)
     plain = load_skeleton(model)
     modules = map_modules(plain)
     network = _prepared(plain, modules, settings, model.name)
     robust_names = [module.name for module in manifest.modules] if manifest else None
     parameters = split_parameters(network, modules, robust_names, settings, defense)
-    context = DefenseContext(settings, base_learning_rate(settings), main_steps, parameters)
+    context = DefenseContext(
+        settings, base_learning_rate(settings), main_steps, parameters, modules=map_modules(network)
+    )
     return TrainingSkeleton(settings, defense, manifest, modules, network, parameters, defense.phases(context))
 
 

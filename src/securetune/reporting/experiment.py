@@ -11,6 +11,7 @@ from pathlib import Path
 
 from securetune.artifacts import (
     Comparison,
+    EvaluationSource,
     Experiment,
     ExperimentPoint,
     MatchedBy,
@@ -201,20 +202,30 @@ def _compare_chosen(
         target=target,
         chosen={method: chosen[method] for method in order if method in chosen},
         not_reached=not_reached,
-        comparison=_headlines(compare_evaluations(groups)) if can_compare else None,
+        comparison=_headlines(compare_evaluations(groups), folder) if can_compare else None,
     )
 
 
-def _headlines(comparison: ModelComparison) -> ModelComparison:
+def _headlines(comparison: ModelComparison, folder: Path) -> ModelComparison:
     """Keep what methods are chosen for, by the headline judges, and correct over the methods alone.
 
-    All judges and metrics together would be hundreds of tests, most of which repeat each other.
+    All judges and metrics together would be hundreds of tests, most of which repeat each other. Sources are named by
+    their place in the folder, which may be moved.
     """
     first = {row.metric: row.judge for row in reversed(comparison.rows) if row.metric in _HEADLINES}
     rows = [row for row in comparison.rows if row.metric in first and row.judge == first[row.metric]]
     for row in rows:
         correct([row])
-    return comparison.model_copy(update={"rows": rows})
+    sources = {
+        label: [each.model_copy(update=_inside(each, folder)) for each in listed]
+        for label, listed in comparison.sources.items()
+    }
+    return comparison.model_copy(update={"rows": rows, "sources": sources})
+
+
+def _inside(source: EvaluationSource, folder: Path) -> dict[str, str]:
+    names = {"path": source.path, "model": source.model}
+    return {key: name.removeprefix(f"{folder}/") for key, name in names.items()}
 
 
 def _evaluations(folder: Path, label: str, seeds: Sequence[int]) -> list[Path]:

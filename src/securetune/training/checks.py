@@ -15,7 +15,7 @@ import torch
 from securetune.artifacts import RobustModules, TrainingInputs, read_artifact, sha256_json
 from securetune.config import MODULE_SETS, ModelSettings, TrainingSettings
 from securetune.data.conversations import Conversation, read_training_data
-from securetune.defenses import Defense, find_defense
+from securetune.defenses import Defense, defense_of
 from securetune.errors import ArtifactError, ConfigError, InputError, ProblemList
 from securetune.models import check_model, check_same_model_in_files, is_quantized
 from securetune.training.adapters import check_adapters
@@ -82,7 +82,7 @@ def check_training(
     defense = conversations = None
     shapes: Mapping[str, int] = {}
     with problems.collect():
-        defense = find_defense(settings.method)
+        defense = defense_of(settings)
     problems.found += setting_problems(settings, model)
     if settings.after:
         problems.found.append("training.after: this function trains alone; securetune.train applies the chain too")
@@ -189,7 +189,7 @@ def setting_problems(settings: TrainingSettings, model: ModelSettings) -> list[s
         problems.append(f"warmup_steps must be a share below 1 or a whole number; got {settings.warmup_steps}")
     with suppress(ConfigError):  # an unknown method is a problem of its own
         if settings.max_steps is not None:
-            problems += warmup_problems(find_defense(settings.method), settings.max_steps, settings)
+            problems += warmup_problems(defense_of(settings), settings.max_steps, settings)
     if not 0 <= settings.seed < _SEED_LIMIT:
         problems.append(f"seed must be in [0, {_SEED_LIMIT:,}); got {settings.seed}")
     if settings.tune == "lora" and not settings.lora.target_types:

@@ -58,8 +58,13 @@ class PhaseOfMethod(_Base):
         if self.optimizer is None:
             kind, arguments = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(self._optimizer_groups(model or self.network), **arguments)
+            if type(self.defense).after_step is not Defense.after_step:
+                self.optimizer.register_step_post_hook(self._after_step)
         assert isinstance(self.optimizer, torch.optim.Optimizer)
         return self.optimizer
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self.defense.after_step(self.network, optimizer)
 
     def _send_telemetry(self) -> None:
         """Send none, whatever the environment says: TRL would tell its makers of each trainer that is made."""

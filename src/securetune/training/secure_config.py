@@ -30,6 +30,8 @@ class SecureSFTConfig(SFTConfig):
         robust_modules: Mods_Rob: the path of a manifest that `securetune search` wrote, a `RobustModules`, a list of
             paths as `named_modules()` gives them (`model.layers.2.mlp.up_proj`), or `auto`: analyze and search before
             training, with the built-in probe prompts, which takes minutes. Not needed by `ift`.
+        method_options: Settings of the method's own, such as `{"energy": 0.9}` of `protected-subspace`. None: its
+            defaults.
         learning_rate_ratio: `ml-lr` only, in [0, 1]: rate of all other modules over `learning_rate`. Default 0.1; 0
             freezes them, 1 is plain fine-tuning.
         warmup_phase_steps: `swat` only: optimizer steps (≥ 0) of the phase that trains the robust modules alone. 0 is
@@ -58,6 +60,9 @@ class SecureSFTConfig(SFTConfig):
     """
 
     method: str = field(default="swat", metadata={"help": "ift, ml-lr, swat or another registered method."})
+    method_options: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Settings of the method's own, such as energy of protected-subspace."}
+    )
     robust_modules: Any = field(
         default=None, metadata={"help": "Manifest, list of module paths, or auto (analyze and search first)."}
     )
@@ -98,7 +103,7 @@ class SecureSFTConfig(SFTConfig):
         except ConfigError as error:
             problems += error.problems
         try:
-            needs_modules = find_defense(self.method).needs_manifest
+            needs_modules = find_defense(self.method, self.method_options).needs_manifest
         except ConfigError as error:
             problems += error.problems
         else:
@@ -141,6 +146,7 @@ class SecureSFTConfig(SFTConfig):
             TrainingSettings,
             {
                 "method": self.method,
+                "method_options": self.method_options or {},
                 "learning_rate": self.learning_rate,
                 "learning_rate_ratio": self.learning_rate_ratio,
                 "warmup_phase_steps": self.warmup_phase_steps,

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TrainerState, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -83,7 +83,9 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
         secure = args if isinstance(args, SecureSFTConfig) else None
         given = dict(zip(_POSITIONS, positional, strict=False)) | arguments
         self._passed_on: dict[str, Any] = {name: given.get(name) for name in _PASSED_ON}
-        self.defense: Defense = find_defense(secure.method if secure else "ift")
+        self.defense: Defense = find_defense(
+            secure.method if secure else "ift", secure.method_options if secure else None
+        )
         self.robust_modules: list[str] | None = None
         self.given_rows = given.get("train_dataset")
         self._phases: list[Phase] = []
@@ -190,7 +192,19 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
         steps = self._main_steps()
         if (epochs := getattr(self.args, "warmup_phase_epochs", None)) is not None:
             settings = settings.model_copy(update={"warmup_phase_steps": self._steps_of(epochs)})
-        return DefenseContext(settings, self.args.learning_rate, steps, sets)
+        tokenizer = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
+        return DefenseContext(
+            settings,
+            self.args.learning_rate,
+            steps,
+            sets,
+            modules=map_modules(self.network),
+            tokenizer=tokenizer,
+            model_name=self._start_name(),
+        )
+
+    def _start_name(self) -> str:
+        return str(getattr(self.network.config, "_name_or_path", ""))
 
     def _main_steps(self) -> int:
         return self.args.max_steps if self.args.max_steps > 0 else self._steps_of(self.args.num_train_epochs)

@@ -94,7 +94,7 @@ def train(
     network = _prepared(chat, modules, settings)
     if settings.packing:
         check_rows_stay_apart(network, chat.tokenizer, rows.dataset, mixed_precision(settings, chat.model.device))
-    context = _context(checked, settings, network, modules, rows)
+    context = _context(checked, settings, network, modules, rows, chat)
     if problems := warmup_problems(checked.defense, context.main_steps, settings):  # of epochs, known only now
         raise ConfigError(problems)
     write_json(out / INPUTS_FILE, inputs)
@@ -163,6 +163,7 @@ def _context(
     network: PreTrainedModel | PeftModel,
     modules: Sequence[ProjectionModule],
     rows: EncodedConversations,
+    chat: ChatModel,
 ) -> DefenseContext:
     robust_names = None if checked.manifest is None else _robust_names(checked.manifest)
     return DefenseContext(
@@ -170,6 +171,9 @@ def _context(
         learning_rate=base_learning_rate(settings),
         main_steps=main_phase_steps(settings, len(rows.dataset)),
         parameters=split_parameters(network, modules, robust_names, settings, checked.defense),
+        modules=map_modules(network),
+        tokenizer=chat.tokenizer,
+        model_name=chat.settings.name,
     )
 
 

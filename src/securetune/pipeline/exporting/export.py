@@ -7,7 +7,7 @@ from pathlib import Path
 
 from securetune.artifacts import RobustModules, read_artifact, write_text
 from securetune.config import ExportConfig, ModelSettings, TrainingSettings
-from securetune.defenses import find_defense
+from securetune.defenses import defense_of
 from securetune.errors import ConfigError, InputError, ProblemList
 from securetune.models import check_model, check_same_model_in_files
 from securetune.pipeline.exporting.axolotl import export_to_axolotl
@@ -64,5 +64,5 @@ def export(config: ExportConfig, manifest: Path, tool: str, out: Path) -> Export
 
 
 def _require_defense_with_manifest(settings: TrainingSettings) -> None:
-    if not find_defense(settings.method).needs_manifest:
+    if not defense_of(settings).needs_manifest:
         raise ConfigError(f'method "{settings.method}" uses no manifest: there is nothing to export')

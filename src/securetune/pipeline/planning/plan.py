@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from securetune.artifacts import RobustModules, read_artifact
 from securetune.config import RunConfig, SearchSettings, TrainConfig, TrainingSettings
 from securetune.data.conversations import Conversation, read_conversations
-from securetune.defenses import Defense, DefenseContext, ParameterSets, Phase, find_defense
+from securetune.defenses import Defense, DefenseContext, ParameterSets, Phase, defense_of
 from securetune.errors import ConfigError, InputError, ProblemList
 from securetune.models import architecture_of, is_quantized, load_skeleton, map_modules
 from securetune.models.checks import load_tokenizer
@@ -107,7 +107,7 @@ class _Planner:
         check_weights_can_train(settings, self._config.model)
         rows = self._rows(settings)
         steps = main_phase_steps(settings, len(rows.encoded.dataset))
-        defense = find_defense(settings.method)
+        defense = defense_of(settings)
         if problems := warmup_problems(defense, steps, settings):
             raise ConfigError(problems)
         is_known = not needs_search(settings)
@@ -132,7 +132,7 @@ class _Planner:
 
     def _rows(self, settings: TrainingSettings) -> _Rows:
         """Encode the data, once for all methods that leave it as it is."""
-        defense = find_defense(settings.method)
+        defense = defense_of(settings)
         prepares = type(defense).prepare_data is not Defense.prepare_data
         key = (settings.method if prepares else "", settings.max_length, settings.loss_on, settings.packing)
         if key not in self._encoded:
@@ -214,7 +214,7 @@ def _sizes(training: TrainingSkeleton) -> _Sizes:
 def _phases_of_unknown_sets(settings: TrainingSettings, steps: int) -> list[Phase]:
     """Ask the method for its phases over two names that stand for the sets."""
     sets = ParameterSets((_ROBUST,), (_REST,))
-    return find_defense(settings.method).phases(DefenseContext(settings, base_learning_rate(settings), steps, sets))
+    return defense_of(settings).phases(DefenseContext(settings, base_learning_rate(settings), steps, sets))
 
 
 def _search_notes(trainings: list[PlannedTraining]) -> list[str]:

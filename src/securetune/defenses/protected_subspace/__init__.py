@@ -1,0 +1,5 @@
+"""Protected subspace: updates stay out of the directions in which harmful requests pass through the model."""
+
+from securetune.defenses.protected_subspace.protection import ProtectedSubspace, ProtectedSubspaceOptions
+
+__all__ = ["ProtectedSubspace", "ProtectedSubspaceOptions"]
