@@ -200,10 +200,10 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             sets,
             modules=map_modules(self.network),
             tokenizer=tokenizer,
-            model_name=self._start_name(),
+            model_name=self._path_or_name(),
         )
 
-    def _start_name(self) -> str:
+    def _path_or_name(self) -> str:
         return str(getattr(self.network.config, "_name_or_path", ""))
 
     def _main_steps(self) -> int:
