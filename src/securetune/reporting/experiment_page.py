@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.ticker import PercentFormatter
 
 from securetune.artifacts import (
@@ -16,11 +18,14 @@ from securetune.artifacts import (
     PairedChange,
 )
 from securetune.reporting.compare_models import METRICS
-from securetune.reporting.figures import MUTED, colour_of, marker_of, new_figure, svg_text
+from securetune.reporting.figures import MUTED, new_figure, svg_text
 from securetune.reporting.verdict import display_name
 
 FRONTIER = "frontier.svg"
 _NOT_MEASURED = "–"
+_LEGEND_COLUMNS = 3
+_COLOURS = [colormaps["tab10"](place) for place in range(10)]
+_MARKERS = "os^vDP*X<"
 _MATCHED = {
     "task_accuracy": "At matched task accuracy",
     "training_loss": "At matched training loss",
@@ -157,13 +162,13 @@ def frontier_svg(experiment: Experiment) -> str | None:
     if not shown:
         return None
     methods = list(dict.fromkeys(point.method for point in experiment.points))
-    with new_figure("frontier", 6.4, 4.6) as figure:
+    with new_figure("frontier", 6.8, 4.2 + 0.22 * math.ceil(len(methods) / _LEGEND_COLUMNS)) as figure:
         axes = figure.add_subplot()
         if experiment.start_asr is not None:
             axes.axhline(experiment.start_asr.mean, color=MUTED, linewidth=1.4, linestyle=(0, (4, 3)), zorder=1)
         for method in methods:
             own = [point for point in shown if point.method == method]
-            style: dict[str, Any] = {"color": colour_of(method, methods), "marker": marker_of(method, methods)}
+            style = _style(methods.index(method))
             for point in own:
                 x, y = point.task_accuracy, point.asr
                 assert x is not None
@@ -184,8 +189,15 @@ def frontier_svg(experiment: Experiment) -> str | None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylim(-0.03, 1.03)
         axes.grid(True)
-        figure.legend(loc="outside upper left", ncols=4, handletextpad=0.3, columnspacing=1.2)
+        figure.legend(
+            loc="outside lower center", ncols=_LEGEND_COLUMNS, handletextpad=0.3, columnspacing=1.2, fontsize=9
+        )
         return svg_text(figure, "frontier")
+
+
+def _style(place: int) -> dict[str, Any]:
+    """Return a colour and a marker that no other method has, up to 90 of them."""
+    return {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
 
 
 def _bars(found: MetricSummary) -> list[list[float]]:
