@@ -13,6 +13,7 @@ from securetune.evaluation import (
     Judge,
     RegisteredSuite,
     RegisteredTask,
+    judges,
     list_judges,
     list_suites,
     list_tasks,
@@ -23,7 +24,8 @@ from securetune.evaluation import (
     register_task,
 )
 from securetune.evaluation.judges import AnswerToJudge, find_judge, judge_answers
-from securetune.evaluation.tasks import is_exact_match
+from securetune.evaluation.suites import suite
+from securetune.evaluation.tasks import is_exact_match, task
 from securetune.evaluation.tiny_world_suites import JUDGE, SUITES, TASK, belongs_to_tiny_world
 
 REGISTRIES: dict[str, tuple[Callable, Callable]] = {
@@ -31,6 +33,13 @@ REGISTRIES: dict[str, tuple[Callable, Callable]] = {
     "task": (register_task, list_tasks),
     "judge": (register_judge, list_judges),
 }
+
+
+@pytest.fixture(autouse=True)
+def unchanged_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it: the documents' tables are made from these lists."""
+    for registry in (suite.SUITES, task.TASKS, judges._JUDGES):
+        monkeypatch.setattr(registry, "_things", dict(registry._things))
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)
