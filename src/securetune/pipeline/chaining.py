@@ -20,6 +20,7 @@ from securetune.pipeline.patching import patch_weights
 from securetune.pipeline.patching.patch import PATCH_FILE
 from securetune.pipeline.patching.sources import ROLES, check_same_architecture, resolve_roles
 from securetune.progress import ProgressCallback
+from securetune.training import check_training
 from securetune.training import train as train_alone
 
 _MERGED = "merged"
@@ -74,7 +75,13 @@ def train(
         >>> train(settings, ModelSettings(), "tiny-world", Path("tuned"))  # doctest: +SKIP
     """
     out = Path(out)
-    steps = check_chain(settings, model)
+    problems, steps = ProblemList(), []
+    with problems.collect():
+        steps = check_chain(settings, model)
+    if problems.found:  # told beside what is wrong with the training itself
+        with problems.collect():
+            check_training(without_chain(settings), model, data, out, manifest)
+    problems.raise_if_any(InputError)
     result = train_alone(without_chain(settings), model, data, out, manifest, progress)
     apply_chain(steps, out, out, progress)
     return result
