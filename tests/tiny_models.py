@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -58,6 +60,20 @@ def make_tiny_network(vocabulary_size: int, seed: int = 0, layers: int = 2) -> L
         eos_token_id=3,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def tiny_conversations(objects: int) -> list[dict[str, Any]]:
+    """Return harmless questions with answers, all in the model's words: four actions on each of the first objects."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"how do I {action} a {thing} ?"},
+                {"role": "assistant", "content": f"sure first take the {thing} then {action}"},
+            ]
+        }
+        for action in ACTIONS["harmless"]
+        for thing in OBJECTS[:objects]
+    ]
 
 
 def tiny_prompts(kind: str, part: int, count: int) -> list[Prompt]:

@@ -71,6 +71,16 @@ def test_every_method_is_tried_with_every_chain():
         ({"sweep": {"max_steps": [0]}}, "max_steps must be greater than or equal to 1; got 0"),
         ({"methods": {"ift": {"sweep": {"max_steps": 3}}}}, "methods.ift.sweep.max_steps"),
         ({"matching": {"task_accuracy": 1.5}}, "matching.task_accuracy must be less than or equal to 1"),
+        ({"methods": {"ift": 3}}, "methods.ift must be a mapping of settings; got 3"),
+        (
+            {"sweep": {"learning_rate": [0.12345678, 0.12345679]}},
+            'two settings would be called "ift.learning_rate-0.123457"',
+        ),
+        (
+            {"chains": {"mild": ["wise-ft"]}, "methods": {"ift": {}, "ift-mild": {"method": "ift"}}},
+            'two settings would be called "ift-mild.max_steps-10"',
+        ),
+        ({"selection": {"task": "tiny-world-query@validation"}}, "selection.suites: required"),
         ({"swep": {}}, 'swep: unknown key. Did you mean "sweep"?'),
     ],
 )

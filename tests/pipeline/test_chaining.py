@@ -1,7 +1,7 @@
 """Chains: defenses on weights after a training, checked before it and equal to the same steps done by hand."""
 
 import pytest
-from tiny_models import ACTIONS, OBJECTS
+from tiny_models import tiny_conversations
 
 import securetune
 from securetune.config import ModelSettings, TrainingSettings, check_run_config
@@ -15,19 +15,6 @@ from securetune.pipeline.patching import patch_weights
 SHORT = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-2}
 
 
-def make_rows():
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": f"how do I {action} a {thing} ?"},
-                {"role": "assistant", "content": f"sure first take the {thing} then {action}"},
-            ]
-        }
-        for action in ACTIONS["harmless"]
-        for thing in OBJECTS[:4]
-    ]
-
-
 def weights_of(folder):
     return (folder / "model.safetensors").read_bytes()
 
@@ -39,7 +26,7 @@ def model(tiny_model_dir):
 
 def train(model, out, **settings):
     resolved = TrainingSettings(**{**SHORT, "method": "ift", **settings})
-    securetune.train(resolved, model, make_rows(), out)
+    securetune.train(resolved, model, tiny_conversations(objects=4), out)
     return final_model(resolved, model, out)
 
 
@@ -138,7 +125,7 @@ def test_the_stage_refuses_a_chain_that_it_would_ignore(model, tmp_path):
 
     settings = TrainingSettings(**{**SHORT, "method": "ift", "after": ["wise-ft"]})
     with pytest.raises(InputError, match=r"training\.after: this function trains alone"):
-        train_alone(settings, model, make_rows(), tmp_path / "out")
+        train_alone(settings, model, tiny_conversations(objects=4), tmp_path / "out")
 
 
 RECIPE = {
@@ -180,3 +167,39 @@ def test_a_quantized_model_is_not_merged(model, monkeypatch):
     settings = TrainingSettings(**{**SHORT, "tune": "lora", "after": ["wise-ft"]})
     with pytest.raises(InputError, match=r"cannot be merged into a quantized start model"):
         check_chain(settings, model)
+
+
+def test_prompts_that_a_method_protects_are_not_reported_on(tmp_path):
+    """A method that gathers from a suite's own prompts is refused, and so is a file that is not there."""
+    from securetune.evaluation import load_suite
+    from securetune.pipeline.checks import check_run
+
+    reported = load_suite("tiny-world-harmful").prompts[:3]
+    (tmp_path / "seen.txt").write_text("\n".join(prompt.text for prompt in reported))
+    methods = {
+        "seen": {"method": "protected-subspace", "method_options": {"prompts": str(tmp_path / "seen.txt")}},
+        "lost": {"method": "protected-subspace", "method_options": {"prompts": str(tmp_path / "lost.txt")}},
+        "protected-subspace": {},
+    }
+    with pytest.raises(InputError) as caught:
+        check_run(check_run_config({**RECIPE, "methods": methods}), RunFolder(tmp_path / "run"))
+    assert any(
+        problem.startswith("methods.seen: the method's prompts and the suite tiny-world-harmful must not overlap")
+        for problem in caught.value.problems
+    )
+    assert any(problem.startswith("methods.lost: ") and "lost.txt" in problem for problem in caught.value.problems)
+    assert not any(problem.startswith("methods.protected-subspace") for problem in caught.value.problems)
+
+
+def test_settings_are_not_chosen_on_reported_prompts(tmp_path):
+    """A selection whose prompts are reported under another name is refused, tasks included."""
+    from securetune.pipeline.checks import check_run
+
+    evaluation = {"suites": ["tiny-world-harmful"], "task": "tiny-world-query"}
+    selection = {"suites": ["tiny-world-harmful@test"], "task": "tiny-world-query@test"}
+    config = check_run_config({**RECIPE, "evaluation": evaluation, "selection": selection})
+    with pytest.raises(InputError) as caught:
+        check_run(config, RunFolder(tmp_path / "run"))
+    told = [problem for problem in caught.value.problems if problem.startswith("selection: ")]
+    assert len(told) == 2
+    assert all("must not overlap" in problem for problem in told)

@@ -10,6 +10,8 @@ from fake_run import Outcome, write_fake_run
 
 from securetune.artifacts import Experiment, TrainingResult, read_artifact, write_json
 from securetune.config import ExperimentConfig, check_experiment_config
+from securetune.errors import RunError
+from securetune.pipeline import experimenting
 from securetune.reporting import experiment_page, frontier_svg, matched_table, summarize_experiment
 from securetune.reporting.pairs import holm
 
@@ -144,7 +146,7 @@ def test_a_missing_seed_is_told_and_not_chosen(config: ExperimentConfig, folder:
     shutil.rmtree(copy / "methods" / "swat.max_steps-10" / "seed-1")
     found = summarize_experiment(config, copy)
     assert found.notes == [
-        "1 cells have no result, such as swat.max_steps-10 with seed 1. A setting with a missing seed is not chosen "
+        "1 cell has no result, such as swat.max_steps-10 with seed 1. A setting with a missing seed is not chosen "
         "for a matched comparison."
     ]
     by_accuracy = next(each for each in found.matched if each.by == "task_accuracy")
@@ -179,3 +181,41 @@ def test_the_page_shows_what_was_found(found: Experiment) -> None:
     assert figure is not None
     assert figure.lstrip().startswith("<")
     assert matched_table(found.matched[0]).row_count == 3
+
+
+def test_what_is_complete_is_written_though_cells_failed(
+    config: ExperimentConfig, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An experiment whose run ends with failed cells writes its results, and then tells the failure."""
+    copy = Path(shutil.copytree(folder, tmp_path / "run"))
+    shutil.rmtree(copy / "methods" / "swat.max_steps-10" / "seed-1")
+    (copy / "comparison.json").write_text("{}")
+
+    def failing_run(*_: object) -> None:
+        raise RunError("methods/swat.max_steps-10/seed-1 failed: disk full")
+
+    monkeypatch.setattr(experimenting, "run", failing_run)
+    with pytest.raises(RunError, match="disk full"):
+        experimenting.experiment(config, copy)
+    written = read_artifact(copy / "experiment.json", Experiment)
+    assert written == summarize_experiment(config, copy)
+    assert (copy / "experiment.md").read_text() == experiment_page(written)
+    assert (copy / "frontier.svg").stat().st_size > 1000
+    comparison = written.matched[0].comparison
+    assert comparison is not None
+    sources = [source.path for listed in comparison.sources.values() for source in listed]
+    assert all(path.startswith("methods/") for path in sources)
+
+
+def test_a_run_that_never_began_is_only_told(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without anything to compare the error of the run is the only result."""
+
+    def failing_run(*_: object) -> None:
+        raise RunError("the analysis failed")
+
+    monkeypatch.setattr(experimenting, "run", failing_run)
+    with pytest.raises(RunError, match="the analysis failed"):
+        experimenting.experiment(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tiny_models import ACTIONS, OBJECTS
+from tiny_models import tiny_conversations
 
 from securetune.artifacts import RobustModules, SelectedModule, TrainingResult
 from securetune.data.conversations import Conversation
@@ -14,17 +14,8 @@ SHORT = {"max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 
 
 
 def make_rows() -> list[Conversation]:
-    """Return 40 harmless questions with answers, all in the tiny model's words."""
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": f"how do I {action} a {thing} ?"},
-                {"role": "assistant", "content": f"sure first take the {thing} then {action}"},
-            ]
-        }
-        for action in ACTIONS["harmless"]
-        for thing in OBJECTS[:10]
-    ]
+    """Return 40 harmless questions with answers."""
+    return list(tiny_conversations(objects=10))
 
 
 def make_manifest(chat: ChatModel, names: list[str]) -> RobustModules:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +119,10 @@ def check_experiment_config(content: Mapping[str, Any], where: str = "") -> Expe
     methods = content.get("methods", {"ift": {}, "ml-lr": {}, "swat": {}})
     if not isinstance(methods, Mapping):
         methods = {}  # told below
+    _require_mappings(methods, where)
     points, changes = _points(methods, sections, where)
+    chained = [f"{label}-{chain}" for label in _chained(methods) for chain in sections.chains]
+    _require_labels_apart([*map(str, methods), *chained], points, where)
     rest = {key: value for key, value in content.items() if key not in own or key == "selection"}
     run = check_run_config({**rest, **({"methods": changes} if points else {})}, where)
     _require_choice_on_other_prompts(run, points, sections, where)
@@ -136,6 +140,31 @@ def _require_known_keys(content: Mapping[str, Any], where: str) -> None:
             problems.append(f"{prefix}{key}: unknown key. {hint}")
     if problems:
         raise ConfigError(problems)
+
+
+def _require_mappings(methods: Mapping[str, Any], where: str) -> None:
+    prefix = f"{where}: " if where else ""
+    wrong = {label: given for label, given in methods.items() if given is not None and not isinstance(given, Mapping)}
+    if wrong:
+        raise ConfigError(
+            [f"{prefix}methods.{label} must be a mapping of settings; got {given!r}" for label, given in wrong.items()]
+        )
+
+
+def _require_labels_apart(methods: Iterable[str], points: Sequence[Point], where: str) -> None:
+    """Two points of one label would be one cell: a method called as another with a chain, or values shown alike."""
+    prefix = f"{where}: " if where else ""
+    problems = [
+        f'{prefix}two settings would be called "{label}". Rename a method or a chain, or give values '
+        "that differ in six digits."
+        for label in _repeated(methods) + _repeated(point.label for point in points)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _points(
@@ -163,9 +192,14 @@ def _with_chains(methods: Mapping[str, Any], chains: Mapping[str, Sequence[Chain
     for label, given in methods.items():
         settings = {"method": str(label), **(given if isinstance(given, Mapping) else {})}
         found[str(label)] = dict(settings)
-        for name, steps in chains.items() if "after" not in settings else ():
+        for name, steps in chains.items() if label in _chained(methods) else ():
             found[f"{label}-{name}"] = {**settings, "after": [step.model_dump() for step in steps]}
     return found
+
+
+def _chained(methods: Mapping[str, Any]) -> list[str]:
+    """Return the methods that have no chain of their own."""
+    return [label for label, given in methods.items() if "after" not in (given or {})]
 
 
 def _own_sweep(given: Any, method: str, where: str) -> dict[str, tuple[Scalar, ...]]:
@@ -210,6 +244,8 @@ def _require_choice_on_other_prompts(
     if run.selection is not None:
         shared = sorted({*run.selection.suites} & {*run.evaluation.suites})
         problems += [f'{prefix}selection.suites: "{name}" is reported too; choose on other prompts' for name in shared]
+        if not run.selection.suites:
+            problems.append(f"{prefix}selection.suites: required, with harmful prompts other than the reported ones")
         if run.selection.task is None or run.selection.task == run.evaluation.task:
             problems.append(f"{prefix}selection.task: must be given, and be another one than evaluation.task")
     if problems:

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from securetune.config import Settings, TrainingSettings, validate
 from securetune.data.conversations import Conversation, Message
+from securetune.data.prompts import Prompt
 from securetune.defenses.weight_sources import TensorReader
 from securetune.models import ProjectionModule
 
@@ -142,6 +143,14 @@ class Defense:
     def prepare_data(self, conversations: Sequence[Conversation], settings: TrainingSettings) -> Sequence[Conversation]:
         """Change the training data: add, drop or rewrite rows."""
         return conversations
+
+    def prompts_used(self, model_name: str) -> Sequence[Prompt]:
+        """Return the prompts that the method looks at besides the data, so that nobody reports on them.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        return ()
 
     def before_training(self, model: nn.Module, context: DefenseContext) -> None:
         """Look at the model, or change it, before the first phase."""

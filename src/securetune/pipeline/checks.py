@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from securetune.artifacts import RobustModules, read_artifact
@@ -10,6 +11,7 @@ from securetune.config import EvaluationSettings, ModelSettings, ProbeSettings, 
 from securetune.data.conversations import read_conversations
 from securetune.data.overlap import overlap_sentence
 from securetune.data.prompts import ProbeSet, load_probes
+from securetune.defenses import defense_of
 from securetune.errors import ConfigError, InputError, ProblemList
 from securetune.evaluation import EvaluationPlan, Suite, check_evaluation, load_suite
 from securetune.models import check_model, check_same_model_in_files, is_quantized
@@ -50,14 +52,15 @@ def check_run(config: RunConfig, folder: RunFolder | None) -> EvaluationSettings
         problems.found += _selection_problems(config, plan)
     with problems.collect():
         read_conversations(config.data)
+    suites = plan.suites if plan is not None else _readable_suites(config.evaluation)
     for label in config.methods:
         with problems.collect():
             _check_method(config, label, model_is_usable=not model_problems)
+        problems.found += _prompts_of_method(config, label, suites)
         if folder is not None and not model_problems:  # a plan, which has no folder, makes the adapters itself
             with problems.collect():
                 check_adapters(config.training_for(label, config.seeds[0]), config.model)
     if probes is not None:
-        suites = plan.suites if plan is not None else _readable_suites(config.evaluation)
         problems.found += _shared_prompts(probes, config.probes, suites)
     if folder is not None:
         with problems.collect():
@@ -124,15 +127,28 @@ def _check_method(config: RunConfig, label: str, model_is_usable: bool) -> None:
     problems.raise_if_any(ConfigError)
 
 
+def _prompts_of_method(config: RunConfig, label: str, suites: Iterable[Suite]) -> list[str]:
+    """Refuse prompts that a method looks at while training and that judge it afterwards."""
+    problems = ProblemList()
+    with problems.collect():
+        settings = config.training_for(label, config.seeds[0])
+        with suppress(ConfigError):  # an unknown method or option has been told
+            used = defense_of(settings).prompts_used(config.model.name)
+            for suite in suites if used else ():
+                if sentence := overlap_sentence("the method's prompts", used, f"the suite {suite.name}", suite.prompts):
+                    problems.found.append(sentence)
+    return [f"methods.{label}: {problem}" for problem in problems.found]
+
+
 def _selection_problems(config: RunConfig, plan: EvaluationPlan | None) -> Iterator[str]:
     """Check the evaluation by which settings are chosen, and that it shares no prompt with the reported one."""
     assert config.selection is not None
     problems = ProblemList()
     with problems.collect():
         chosen_on = check_evaluation(config.selection, config.model)
-        for here in chosen_on.suites:
-            for there in plan.suites if plan is not None else ():
-                names = f"the selection's suite {here.name}", f"the suite {there.name}"
+        for here in chosen_on.prompt_sets:
+            for there in plan.prompt_sets if plan is not None else ():
+                names = f"the selection's {here.name}", f"the reported {there.name}"
                 if sentence := overlap_sentence(names[0], here.prompts, names[1], there.prompts):
                     problems.found.append(sentence)
     yield from (f"selection: {problem}" for problem in problems.found)

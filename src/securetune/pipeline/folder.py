@@ -139,6 +139,7 @@ def hash_inputs(config: RunConfig) -> dict[str, str]:
         "probes.harmful": config.probes.harmful,
         "probes.harmless": config.probes.harmless,
         "evaluation.task": config.evaluation.task,
+        **_selection_inputs(config),
         **{f"evaluation.suites.{i}": suite for i, suite in enumerate(config.evaluation.suites)},
         **{f"methods.{label}.modules": config.training_for(label, 0).modules for label in config.methods},
     }
@@ -155,6 +156,13 @@ def hash_inputs(config: RunConfig) -> dict[str, str]:
     if model.is_dir():
         hashes["model"] = _model_files_hash(model)
     return hashes
+
+
+def _selection_inputs(config: RunConfig) -> dict[str, str | None]:
+    if config.selection is None:
+        return {}
+    suites = {f"selection.suites.{place}": suite for place, suite in enumerate(config.selection.suites)}
+    return {"selection.task": config.selection.task, **suites}
 
 
 def _chained_models(config: RunConfig) -> set[str]:

@@ -237,7 +237,8 @@ def _notes(points: Sequence[ExperimentPoint]) -> list[str]:
     if not lost:
         return []
     cells = sum(len(point.missing) for point in lost)
+    counted = "1 cell has" if cells == 1 else f"{cells} cells have"
     return [
-        f"{cells} cells have no result, such as {lost[0].label} with seed {lost[0].missing[0]}. A setting with a "
-        "missing seed is not chosen for a matched comparison."
+        f"{counted} no result, such as {lost[0].label} with seed {lost[0].missing[0]}. A setting with a missing "
+        "seed is not chosen for a matched comparison."
     ]

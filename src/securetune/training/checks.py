@@ -83,6 +83,7 @@ def check_training(
     shapes: Mapping[str, int] = {}
     with problems.collect():
         defense = defense_of(settings)
+        defense.prompts_used(model.name)
     problems.found += setting_problems(settings, model)
     if settings.after:
         problems.found.append("training.after: this function trains alone; securetune.train applies the chain too")

@@ -132,7 +132,7 @@ class ProtectedSubspace(Defense):
         was_training = model.training
         model.eval()
         try:
-            messages = [prompt.messages for prompt in self._prompts(context.model_name)]
+            messages = [prompt.messages for prompt in self.prompts_used(context.model_name)]
             rows = own_answers(model, context.tokenizer, messages, self.own.max_new_tokens, self.own.batch_size)
             holders = {module.path: module.holder_in(model) for module in chosen}
             moments = second_moments(model, holders, rows, self.own.batch_size)
@@ -163,7 +163,14 @@ class ProtectedSubspace(Defense):
                 moved = (own.float() @ directions - anchor) @ directions.T
                 own.sub_(moved.to(own.dtype))
 
-    def _prompts(self, model_name: str) -> list[Prompt]:
+    def prompts_used(self, model_name: str) -> list[Prompt]:
+        """Return the requests whose directions are protected; none at energy 0.
+
+        Raises:
+            DataError: If the file of `prompts` cannot be read.
+        """
+        if self.own.energy == 0:
+            return []
         if self.own.prompts is not None:
             return read_prompts(self.own.prompts)[: self.own.max_prompts]
         probes = load_probes(ProbeSettings(max_prompts=self.own.max_prompts), model_name)
