@@ -78,7 +78,7 @@ def test_every_method_is_tried_with_every_chain():
         ),
         (
             {"chains": {"mild": ["wise-ft"]}, "methods": {"ift": {}, "ift-mild": {"method": "ift"}}},
-            'two settings would be called "ift-mild.max_steps-10"',
+            'two settings would be called "ift-mild"',
         ),
         ({"selection": {"task": "tiny-world-query@validation"}}, "selection.suites: required"),
         ({"swep": {}}, 'swep: unknown key. Did you mean "sweep"?'),
