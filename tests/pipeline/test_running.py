@@ -3,7 +3,7 @@
 import pytest
 
 from securetune.artifacts import RunRecord, read_artifact, write_text
-from securetune.config import check_run_config
+from securetune.config import check_run_config, read_yaml
 from securetune.errors import InputError, RunError, StartModelError
 from securetune.pipeline import running
 from securetune.pipeline.folder import RunFolder
@@ -113,6 +113,30 @@ def test_jobs_begin_with_the_start_model_and_go_seed_by_seed(fake_run):
         "methods/ift/seed-1": (),
         "methods/swat/seed-1": ("search",),
     }
+
+
+def test_a_method_may_have_a_search_of_its_own(fake_run):
+    """Methods with other settings of the search wait for a search of theirs; equal settings share one, and a training."""
+    small = {"search": {"target_fraction": 0.25}}
+    methods = {"swat": {}, "swat-small": {"method": "swat", **small}, "ml-lr": dict(small)}
+    methods["again"] = {**methods["swat-small"], "search": {"target_fraction": 0.25, "tolerance": 0.05}}
+    fake_run.config = check_run_config({"data": "tiny-world", "methods": methods})
+    fake_run.start()
+    needs = {job.name: job.needs for job in list_jobs(fake_run.config, fake_run.folder)}
+    own = next(name for name in needs if name.startswith("search-"))
+    assert needs == {
+        "start": (),
+        "analysis": (),
+        "search": ("analysis",),
+        own: ("analysis",),
+        "methods/swat/seed-0": ("search",),
+        "methods/swat-small/seed-0": (own,),
+        "methods/ml-lr/seed-0": (own,),
+        "methods/again/seed-0": ("methods/swat-small/seed-0",),
+    }
+    assert fake_run.folder.manifest("searched", own.removeprefix("search-")).exists()
+    written = read_yaml(fake_run.folder.config)["methods"]
+    assert [written[label].get("search") for label in methods] == [None] + [{"target_fraction": 0.25}] * 3
 
 
 def test_a_failed_cell_is_isolated(fake_run):

@@ -17,6 +17,7 @@ from securetune.config.experiment import (
 from securetune.config.files import nest, parse_overrides, read_yaml, write_yaml
 from securetune.config.gate import LIMITS, GateConfig, MetricLimits, SuiteLimits, load_gate_config
 from securetune.config.recipes import (
+    OWN_SEARCH,
     AnalyzeConfig,
     EvaluateConfig,
     ExportConfig,
@@ -46,6 +47,7 @@ from securetune.config.settings import (
 __all__ = [
     "LIMITS",
     "MODULE_SETS",
+    "OWN_SEARCH",
     "AnalysisSettings",
     "AnalyzeConfig",
     "ChainStep",

@@ -29,6 +29,9 @@ from securetune.config.settings import (
 )
 from securetune.errors import ConfigError
 
+OWN_SEARCH = "search"
+"""Key of a method's settings that belongs to the search for its modules, and not to its training."""
+
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -121,6 +124,8 @@ class RunConfig(Settings):
         training: Settings shared by all methods.
         methods: Label → settings that differ from `training`. `method` defaults to the label, so that
             `swat-sensitive: {method: swat, modules: sensitive}` is a control beside `swat: {}`. A label names a folder.
+            `search`, in a method's settings, holds what differs from the section `search`: that method's modules come
+            from a search of their own, as in `swat-small: {method: swat, search: {target_fraction: 0.25}}`.
         evaluation: Suites, judges, task.
         selection: A second evaluation of every tuned model, on other prompts, by which `securetune experiment` chooses
             among settings; None: there is none.
@@ -169,9 +174,19 @@ class RunConfig(Settings):
         Raises:
             ConfigError: If the label's settings are unknown or out of range.
         """
-        changes = {"method": label, **self.methods[label], "seed": seed}
-        merged = merge(self.training.model_dump(mode="json"), changes)
+        own = {key: value for key, value in self.methods[label].items() if key != OWN_SEARCH}
+        merged = merge(self.training.model_dump(mode="json"), {"method": label, **own, "seed": seed})
         return validate(TrainingSettings, merged, at=f"methods.{label}")
+
+    def search_for(self, label: str) -> SearchSettings:
+        """Return the settings of the search that finds one method's modules.
+
+        Raises:
+            ConfigError: If the label's settings of the search are unknown or out of range.
+        """
+        own = self.methods[label].get(OWN_SEARCH) or {}
+        merged = merge(self.search.model_dump(mode="json"), own) if isinstance(own, Mapping) else own
+        return validate(SearchSettings, merged, at=f"methods.{label}.{OWN_SEARCH}")
 
 
 def load_run_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -211,11 +226,18 @@ def _method_problems(content: Mapping[str, Any], where: str) -> list[str]:
     problems: list[str] = []
     for label, changes in methods.items() if isinstance(methods, Mapping) else ():
         if isinstance(changes, Mapping):
-            try:
-                validate(TrainingSettings, dict(changes), where, at=f"methods.{label}")
-            except ConfigError as error:
-                problems += error.problems
+            own = {key: value for key, value in changes.items() if key != OWN_SEARCH}
+            problems += _problems(TrainingSettings, own, where, f"methods.{label}")
+            problems += _problems(SearchSettings, changes.get(OWN_SEARCH, {}), where, f"methods.{label}.{OWN_SEARCH}")
     return problems
+
+
+def _problems(kind: type[Settings], content: Any, where: str, at: str) -> list[str]:
+    try:
+        validate(kind, content, where, at=at)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def load_train_config(

@@ -7,7 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from securetune.artifacts import RobustModules, read_artifact
-from securetune.config import EvaluationSettings, ModelSettings, ProbeSettings, RunConfig, TrainConfig, TrainingSettings
+from securetune.config import (
+    OWN_SEARCH,
+    EvaluationSettings,
+    ModelSettings,
+    ProbeSettings,
+    RunConfig,
+    TrainConfig,
+    TrainingSettings,
+)
 from securetune.data.conversations import read_conversations
 from securetune.data.overlap import overlap_sentence
 from securetune.data.prompts import ProbeSet, load_probes
@@ -120,6 +128,9 @@ def _check_method(config: RunConfig, label: str, model_is_usable: bool) -> None:
     with problems.collect():
         _check_manifest(settings, config.model, model_is_usable)
     problems.found += setting_problems(settings, config.model)
+    with problems.collect():
+        if OWN_SEARCH in config.methods[label] and not needs_search(settings):
+            raise ConfigError(f"{OWN_SEARCH}: does nothing, as no modules are searched for it. Leave it out.")
     if model_is_usable:
         with problems.collect():
             check_chain(settings, config.model)

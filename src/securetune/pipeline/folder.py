@@ -19,7 +19,7 @@ from securetune.artifacts import (
     sha256_json,
     write_json,
 )
-from securetune.config import RunConfig, read_yaml, write_yaml
+from securetune.config import OWN_SEARCH, RunConfig, read_yaml, write_yaml
 from securetune.errors import ConfigError
 from securetune.models import list_models
 
@@ -56,10 +56,9 @@ class RunFolder:
         """The analysis as a picture."""
         return self.path / "analysis" / "heatmap.svg"
 
-    @property
-    def search_trace(self) -> Path:
-        """Every step of the search."""
-        return self.path / "search" / "search_trace.jsonl"
+    def search_trace(self, variant: str = "") -> Path:
+        """Every step of a search; `variant` as `search_variant` returns it."""
+        return self.path / "search" / variant / "search_trace.jsonl"
 
     @property
     def start(self) -> Path:
@@ -96,10 +95,10 @@ class RunFolder:
         """What an analysis under way has finished."""
         return self.path / "analysis" / "partial"
 
-    def manifest(self, selection: str) -> Path:
+    def manifest(self, selection: str, variant: str = "") -> Path:
         """Chosen modules: `searched`, or a control set of the same size, such as `sensitive`."""
         name = "robust" if selection == "searched" else selection
-        return self.path / "search" / f"{name}_modules.json"
+        return self.path / "search" / variant / f"{name}_modules.json"
 
     def cell(self, label: str, seed: int) -> Path:
         """One method with one seed: its model, its training log, its evaluation."""
@@ -119,6 +118,15 @@ def cell_name(label: str, seed: int) -> str:
     return f"methods/{label}/seed-{seed}"
 
 
+def search_variant(config: RunConfig, label: str) -> str:
+    """Return the folder, under `search/`, of the search for a method's modules: empty for the section's own settings.
+
+    Methods with the same settings of the search share it.
+    """
+    settings = config.search_for(label)
+    return "" if settings == config.search else sha256_json(settings.model_dump(mode="json"))[:8]
+
+
 def resolved_config(config: RunConfig) -> dict[str, Any]:
     """Return everything that decides a run's result, defaults filled in; `workers` does not."""
     resolved = config.model_dump(mode="json", exclude={"workers"})
@@ -129,7 +137,11 @@ def resolved_config(config: RunConfig) -> dict[str, Any]:
 def _differences_from_shared(config: RunConfig, label: str) -> dict[str, Any]:
     shared = config.training.model_dump(mode="json")
     own = config.training_for(label, config.training.seed).model_dump(mode="json")
-    return {key: value for key, value in own.items() if value != shared[key] or key == "method"}
+    differing = {key: value for key, value in own.items() if value != shared[key] or key == "method"}
+    search = config.search.model_dump(mode="json")
+    own_search = config.search_for(label).model_dump(mode="json")
+    searched = {key: value for key, value in own_search.items() if value != search[key]}
+    return {**differing, **({OWN_SEARCH: searched} if searched else {})}
 
 
 def hash_inputs(config: RunConfig) -> dict[str, str]:

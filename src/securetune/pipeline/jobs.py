@@ -21,14 +21,14 @@ from securetune.artifacts import (
     write_json,
     write_text,
 )
-from securetune.config import MODULE_SETS, RunConfig, TrainingSettings
+from securetune.config import MODULE_SETS, RunConfig, SearchSettings, TrainingSettings
 from securetune.data.prompts import ProbeSet, load_probes
 from securetune.defenses import defense_of
 from securetune.evaluation import evaluate, require_refusing_start_model
 from securetune.features import Perturbation, fit_probe
 from securetune.models import ChatModel
 from securetune.pipeline.chaining import apply_chain, check_chain, train, without_chain
-from securetune.pipeline.folder import RunFolder, cell_name
+from securetune.pipeline.folder import RunFolder, cell_name, search_variant
 from securetune.pipeline.perturbing import open_perturbation
 from securetune.progress import ProgressCallback
 from securetune.search import CONTROL_KINDS, JointTest, SearchResult, control_set, search_robust_modules
@@ -47,6 +47,7 @@ class Job:
         marker: File whose existence means that the job's results are complete.
         needs: Jobs that must be complete before.
         cell: Method label and seed, of a cell.
+        variant: Of a search: which, as `search_variant` says.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Job:
     marker: Path
     needs: tuple[str, ...] = ()
     cell: tuple[str, int] | None = None
+    variant: str = ""
 
 
 def list_jobs(config: RunConfig, folder: RunFolder) -> list[Job]:
@@ -65,15 +67,30 @@ def list_jobs(config: RunConfig, folder: RunFolder) -> list[Job]:
     jobs = [
         Job(START, START, folder.start_scores),
         Job(ANALYSIS, ANALYSIS, folder.robustness),
-        Job(SEARCH, SEARCH, folder.manifest("searched"), needs=(ANALYSIS,)),
+        *(_search_job(variant, folder) for variant in _searches(config)),
     ]
     for seed in config.seeds:
         for label in config.methods:
-            needs = (SEARCH,) if needs_search(config.training_for(label, seed)) else ()
+            searched = needs_search(config.training_for(label, seed))
+            needs = (_search_name(search_variant(config, label)),) if searched else ()
             if (trained_by := training_label(config, label)) != label:
                 needs = (cell_name(trained_by, seed),)
             jobs.append(Job(cell_name(label, seed), "cell", folder.cell_scores(label, seed), needs, (label, seed)))
     return jobs
+
+
+def _searches(config: RunConfig) -> list[str]:
+    """Return the searches of a run: the section's own, which the report shows, and those of single methods."""
+    return list(dict.fromkeys(["", *(search_variant(config, label) for label in config.methods)]))
+
+
+def _search_name(variant: str) -> str:
+    return f"{SEARCH}-{variant}" if variant else SEARCH
+
+
+def _search_job(variant: str, folder: RunFolder) -> Job:
+    marker = folder.manifest("searched", variant)
+    return Job(_search_name(variant), SEARCH, marker, needs=(ANALYSIS,), variant=variant)
 
 
 def needs_search(settings: TrainingSettings) -> bool:
@@ -86,9 +103,14 @@ def training_label(config: RunConfig, label: str) -> str:
 
     One that has a chain itself is taken over too; its training lies beside its chain.
     """
-    wanted = without_chain(config.training_for(label, config.training.seed))
-    own = (other for other in config.methods if without_chain(config.training_for(other, wanted.seed)) == wanted)
-    return next(own)
+    wanted = _training_of(config, label)
+    return next(other for other in config.methods if _training_of(config, other) == wanted)
+
+
+def _training_of(config: RunConfig, label: str) -> tuple[TrainingSettings, str]:
+    """Return what decides a method's training: its settings without the chain, and the search for its modules."""
+    settings = without_chain(config.training_for(label, config.training.seed))
+    return settings, search_variant(config, label) if needs_search(settings) else ""
 
 
 def needs_manifest(settings: TrainingSettings) -> bool:
@@ -103,7 +125,7 @@ def do(job: Job, config: RunConfig, folder: RunFolder, progress: ProgressCallbac
     elif job.kind == ANALYSIS:
         analyze(config, folder, progress)
     elif job.kind == SEARCH:
-        search(config, folder, progress)
+        search(config, folder, progress, job.variant)
     else:
         assert job.cell is not None
         train_and_evaluate(config, folder, *job.cell, progress)
@@ -137,22 +159,29 @@ def _perturbation(
     return open_perturbation(name, model, probes, config.analysis, training, config.data, folder.update, progress)
 
 
-def search(config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> None:
+def search(config: RunConfig, folder: RunFolder, progress: ProgressCallback, variant: str = "") -> None:
     """Find the robust modules, and make the control sets; the manifest comes last, as it marks the job as complete."""
+    settings = _search_settings(config, variant)
     report = read_artifact(folder.robustness, RobustnessReport)
     model = models.load(config.model)
     models.check_same_model(report.model, model.identity, str(folder.robustness))
     probes = load_probes(config.probes, config.model.name)
-    name = config.search.perturbation or config.analysis.perturbation
+    name = settings.perturbation or config.analysis.perturbation
     perturbation = _perturbation(name, model, probes, config, folder, progress)
     on_step = count_decided(report, progress)
-    result = search_robust_modules(model, probes, report, config.search, on_step, perturbation)
-    write_trace(folder.search_trace, result)
-    probe = fit_probe(model, probes, config.search.batch_size)
-    test = JointTest(model, probes.score_harmful, probe.classifier, config.search, perturbation)
+    result = search_robust_modules(model, probes, report, settings, on_step, perturbation)
+    write_trace(folder.search_trace(variant), result)
+    probe = fit_probe(model, probes, settings.batch_size)
+    test = JointTest(model, probes.score_harmful, probe.classifier, settings, perturbation)
     for kind in CONTROL_KINDS:
-        write_json(folder.manifest(kind), control_set(report, result.manifest, kind, config.search.seed, test))
-    write_json(folder.manifest("searched"), result.manifest)
+        write_json(folder.manifest(kind, variant), control_set(report, result.manifest, kind, settings.seed, test))
+    write_json(folder.manifest("searched", variant), result.manifest)
+
+
+def _search_settings(config: RunConfig, variant: str) -> SearchSettings:
+    """Return the settings of the search of that variant."""
+    asked = (config.search_for(label) for label in config.methods if search_variant(config, label) == variant)
+    return next(asked) if variant else config.search
 
 
 def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: int, progress: ProgressCallback) -> None:
@@ -161,7 +190,8 @@ def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: i
     settings = config.training_for(label, seed)
     trained = folder.cell(training_label(config, label), seed)
     if trained == cell:
-        train(without_chain(settings), config.model, config.data, cell, _manifest(settings, folder), progress)
+        manifest = _manifest(settings, folder, search_variant(config, label))
+        train(without_chain(settings), config.model, config.data, cell, manifest, progress)
     else:
         write_text(cell / RESULT_FILE, (trained / RESULT_FILE).read_text(encoding="utf-8"))
     final = apply_chain(check_chain(settings, config.model), trained, cell, progress)
@@ -172,10 +202,10 @@ def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: i
     evaluate(chat, folder.cell_scores(label, seed).parent, config.evaluation, progress)
 
 
-def _manifest(settings: TrainingSettings, folder: RunFolder) -> RobustModules | None:
+def _manifest(settings: TrainingSettings, folder: RunFolder, variant: str) -> RobustModules | None:
     if not needs_manifest(settings):
         return None
-    path = folder.manifest(settings.modules) if needs_search(settings) else Path(settings.modules)
+    path = folder.manifest(settings.modules, variant) if needs_search(settings) else Path(settings.modules)
     return read_artifact(path, RobustModules)
 
 
