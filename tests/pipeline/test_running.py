@@ -116,7 +116,7 @@ def test_jobs_begin_with_the_start_model_and_go_seed_by_seed(fake_run):
 
 
 def test_a_method_may_have_a_search_of_its_own(fake_run):
-    """Methods with other settings of the search wait for a search of theirs; equal settings share one, and a training."""
+    """Methods with other settings of the search wait for one of their own; equal settings share it, and a training."""
     small = {"search": {"target_fraction": 0.25}}
     methods = {"swat": {}, "swat-small": {"method": "swat", **small}, "ml-lr": dict(small)}
     methods["again"] = {**methods["swat-small"], "search": {"target_fraction": 0.25, "tolerance": 0.05}}
