@@ -13,6 +13,7 @@ from securetune.config.base import Settings
 from securetune.config.checking import merge, validate
 from securetune.config.experiment import ExperimentConfig, check_experiment_config
 from securetune.config.files import read_yaml
+from securetune.config.recipes import TrainingData
 from securetune.errors import ConfigError
 
 DATA_SETS = "data_sets"
@@ -32,7 +33,7 @@ class DataSetSections(Settings):
         selection: Of the evaluation by which settings are chosen.
     """
 
-    data: str
+    data: TrainingData
     training: dict[str, Any] = Field(default={})
     evaluation: dict[str, Any] = Field(default={})
     selection: dict[str, Any] = Field(default={})

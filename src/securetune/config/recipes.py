@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from securetune.config.base import Settings
@@ -35,13 +35,23 @@ OWN_SEARCH = "search"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
+def _joined(sources: Any) -> Any:
+    """Write a list of sources as the one text that stands for them everywhere else."""
+    is_list = isinstance(sources, list | tuple) and bool(sources) and all(isinstance(each, str) for each in sources)
+    return " + ".join(sources) if is_list else sources
+
+
+TrainingData = Annotated[str, BeforeValidator(_joined)]
+"""A source of training data, or several."""
+
+
 class AnalyzeConfig(Settings):
     """Sections of `securetune analyze`; `data` and `training` are for `analysis.perturbation: update` alone."""
 
     model: ModelSettings = ModelSettings()
     probes: ProbeSettings = ProbeSettings()
     analysis: AnalysisSettings = AnalysisSettings()
-    data: str | None = None
+    data: TrainingData | None = None
     training: TrainingSettings = TrainingSettings()
 
 
@@ -51,7 +61,7 @@ class SearchConfig(Settings):
     model: ModelSettings = ModelSettings()
     probes: ProbeSettings = ProbeSettings()
     search: SearchSettings = SearchSettings()
-    data: str | None = None
+    data: TrainingData | None = None
     training: TrainingSettings = TrainingSettings()
 
 
@@ -59,7 +69,7 @@ class TrainConfig(Settings):
     """Sections of `securetune train`."""
 
     model: ModelSettings = ModelSettings()
-    data: str
+    data: TrainingData
     training: TrainingSettings = TrainingSettings()
 
 
@@ -117,7 +127,7 @@ class RunConfig(Settings):
         model: The aligned start model.
         data: Training data: a file of conversations (JSON lines, JSON, CSV, TSV or Parquet), a data set
             (`hub:owner/name[@revision][#configuration][:split]`, or `folder:path` with the same endings), or
-            `tiny-world` for the embedded downstream data.
+            `tiny-world` for the embedded downstream data. A list of these is read one after the other.
         probes: Prompts of analysis and search.
         analysis: Robustness sweep.
         search: Search for the robust set.
@@ -135,7 +145,7 @@ class RunConfig(Settings):
     """
 
     model: ModelSettings = ModelSettings()
-    data: str
+    data: TrainingData
     probes: ProbeSettings = ProbeSettings()
     analysis: AnalysisSettings = AnalysisSettings()
     search: SearchSettings = SearchSettings()

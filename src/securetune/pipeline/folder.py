@@ -20,6 +20,7 @@ from securetune.artifacts import (
     write_json,
 )
 from securetune.config import OWN_SEARCH, RunConfig, read_yaml, write_yaml
+from securetune.data.conversations import training_sources
 from securetune.errors import ConfigError
 from securetune.models import list_models
 
@@ -147,7 +148,7 @@ def _differences_from_shared(config: RunConfig, label: str) -> dict[str, Any]:
 def hash_inputs(config: RunConfig) -> dict[str, str]:
     """Hash the files that a run reads; built-in data has no file, and comes with the package."""
     named = {
-        "data": config.data,
+        **_data_inputs(config),
         "probes.harmful": config.probes.harmful,
         "probes.harmless": config.probes.harmless,
         "evaluation.task": config.evaluation.task,
@@ -168,6 +169,11 @@ def hash_inputs(config: RunConfig) -> dict[str, str]:
     if model.is_dir():
         hashes["model"] = _model_files_hash(model)
     return hashes
+
+
+def _data_inputs(config: RunConfig) -> dict[str, str]:
+    sources = training_sources(config.data)
+    return {"data" if len(sources) == 1 else f"data.{place}": source for place, source in enumerate(sources)}
 
 
 def _selection_inputs(config: RunConfig) -> dict[str, str | None]:
