@@ -18,7 +18,7 @@ CELLS = ["methods/ift/seed-0", "methods/swat/seed-0", "methods/ift/seed-1", "met
 class FakePool:
     """Runs each job when its events are asked for; two at a time, the later one first."""
 
-    def __init__(self, workers, threads, logs):
+    def __init__(self, workers, threads, logs, gpus):
         self.running = []
         self.jobs = []
 

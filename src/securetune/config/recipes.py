@@ -140,8 +140,8 @@ class RunConfig(Settings):
         selection: A second evaluation of every tuned model, on other prompts, by which `securetune experiment` chooses
             among settings; None: there is none.
         seeds: Training seeds, all different; each method runs once a seed.
-        workers: Processes that train and evaluate side by side, each with one thread on a CPU. None: one a core on a
-            CPU for small models, 1 on a GPU. It does not change any result.
+        workers: Processes that train and evaluate side by side, each with one thread on a CPU, or a GPU of its own.
+            None: one a GPU; on a CPU one a core for small models, else 1. It does not change any result.
     """
 
     model: ModelSettings = ModelSettings()

@@ -97,9 +97,9 @@ class _Run:
             raise RunError(_failure_sentences(failed, self._record, len(jobs)))
 
     def _do_jobs(self, waiting: list[Job]) -> None:
-        workers, threads = plan_resources(self._config, len(waiting))
+        workers, threads, gpus = plan_resources(self._config, len(waiting))
         cells = {job.name for job in waiting if job.cell is not None}
-        with WorkerPool(workers, threads, self._folder.logs) as pool:
+        with WorkerPool(workers, threads, self._folder.logs, gpus) as pool:
             while waiting or pool.running:
                 for job in [job for job in waiting if self._is_ready(job)]:
                     if pool.has_idle_worker:
