@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from securetune import SecureSFTConfig, SecureSFTTrainer
-from securetune.training.sharding import parameters_by_name, whole
+from securetune.models.whole_weights import whole
+from securetune.training.sharding import parameters_by_name
 
 UPPER = [f"model.layers.1.{path}" for path in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")]
 ROWS_A_STEP = 4
@@ -63,6 +64,8 @@ def _wrapper(model: Any) -> str:
         return (
             f"FSDP {len(layers)} layers, {checkpointed} checkpointed" if "FSDPLlamaDecoderLayer" in layers else "FSDP"
         )
+    if hasattr(model, "zero_optimization_stage"):
+        return f"ZeRO-{model.zero_optimization_stage()}"
     return "DDP" if isinstance(model, DistributedDataParallel) else type(model).__name__
 
 
@@ -88,6 +91,8 @@ def run(
         per_device_train_batch_size=ROWS_A_STEP // processes, logging_steps=1.0, save_strategy="steps", save_steps=2.0,
         report_to="none", use_cpu=True, bf16=bf16, activation_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
+    if config.deepspeed_plugin is not None:  # ZeRO-3 would leave such small weights whole in each process
+        config.deepspeed_plugin.hf_ds_config.config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     watch = Watch(stop)
     trainer = NotedTrainer(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if bf16 else torch.float32),

@@ -1,66 +1,18 @@
 """Training shared by two real processes over gloo, by DDP and by FSDP2: the same as in one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import SHARDED, assert_same, is_robust, launch, results
 from shared_training import UPPER, run
 from short_training import make_manifest
 from transformers import AutoModelForCausalLM
 
 from securetune.artifacts import write_json
 from securetune.models import load
-
-TESTS = Path(__file__).parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-FSDP2 = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"),
-    *("--config_file", str(TESTS.parent / "configs" / "accelerate" / "fsdp2.yaml")),
-]
-LAUNCHERS = {
-    "DDP": TORCHRUN,
-    "FSDP 2 layers, 0 checkpointed": [*FSDP2, "--mixed_precision", "no"],
-    "FSDP 2 layers, 2 checkpointed": [*FSDP2, "--mixed_precision", "no", "--fsdp_activation_checkpointing", "true"],
-    "bf16": [*FSDP2, "--mixed_precision", "bf16"],
-}
-SHARDED = "FSDP 2 layers, 0 checkpointed"
-
-
-def launch(model: Path, out: Path, *more: str, how: str = "DDP") -> subprocess.CompletedProcess[str]:
-    """Start two processes."""
-    folders = [TESTS, TESTS / "training", TESTS.parent / "src"]
-    program = TESTS / "training" / "shared_training.py"
-    return subprocess.run(
-        [*LAUNCHERS[how], str(program), str(model), str(out), *more],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def results(model: Path, out: Path, *more: str, how: str = "DDP") -> list[dict[str, Any]]:
-    out.mkdir(exist_ok=True)
-    done = launch(model, out, *more, how=how)
-    assert done.returncode == 0, done.stderr[-2000:]
-    parts = [torch.load(out / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
-    wrapped = SHARDED if how == "bf16" else how
-    assert [(part["processes"], part["wrappers"]) for part in parts] == [(2, {wrapped})] * 2
-    return parts
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-def is_robust(name: str) -> bool:
-    return any(f"{path}." in name for path in UPPER)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from securetune.defenses import MAIN_PHASE, Defense, DefenseContext, ParameterGr
 from securetune.errors import ConfigError
 from securetune.models import map_modules
 from securetune.training.checkpoints import last_complete_checkpoint
+from securetune.training.deepspeed_engines import release_engine, require_new_engine, require_phases_fit
 from securetune.training.model_traces import trainer_traces_removed
 from securetune.training.packing import check_rows_stay_apart
 from securetune.training.parameters import split_parameters
@@ -106,6 +107,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
                 f'optimizers: method "{secure.method}" makes an optimizer for each phase, with groups of its own. Give '
                 "optimizer_cls_and_kwargs or `optim` instead."
             )
+        require_phases_fit(self.accelerator, self.defense, analyzes=secure.robust_modules == AUTO)
         self._modules = map_modules(self.network)
         choice = self.found_automatically() if secure.robust_modules == AUTO else secure.robust_modules
         if choice is not None:
@@ -154,6 +156,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             require_readable_checkpoints(self.network, self.accelerator)
         if self._sets is None:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        require_new_engine(self)
         context = self._context(self._sets)
         self._phases = self.defense.phases(context)
         *before, self.phase = self._phases
@@ -236,6 +239,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             trainer = _EarlierPhase(self, phase, folder)
             trainer.train(resume_from_checkpoint=checkpoint)
             trainer.accelerator.wait_for_everyone()
+            release_engine(trainer)
         save_weights(self.network, trained_names(phase), folder / _WEIGHTS, here=self.args.should_save)
         if self.args.should_save:
             trainer.state.save_to_json(str(folder / _STATE))
@@ -342,6 +346,11 @@ class _EarlierPhase(MethodTrainer):
 
     def create_model_card(self, *arguments: Any, **named: Any) -> None:
         """Write none: the model is not finished."""
+
+    def _build_accelerator_args(self, **arguments: Any) -> dict[str, Any]:
+        """Leave out DeepSpeed's plugin: accelerate has it from the main trainer, and refuses to be given it twice."""
+        found: dict[str, Any] = super()._build_accelerator_args(**arguments)
+        return found | {"deepspeed_plugin": None}
 
     def _take_callbacks_of(self, main: MethodTrainer) -> None:
         """Have the callbacks that the main trainer has by now: those of the user too, and none that was removed."""

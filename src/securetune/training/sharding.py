@@ -14,21 +14,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX, ActivationWrapper
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from securetune.errors import ConfigError
-
-
-def whole(values: Tensor) -> Tensor:
-    """Return the values without their gradient, gathered from all processes if each holds a shard.
-
-    Every process must call it for the same parameters in the same order.
-    """
-    plain = values.detach()
-    return plain.full_tensor() if isinstance(plain, DTensor) else plain
 
 
 def parameters_by_name(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
