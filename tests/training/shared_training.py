@@ -22,6 +22,8 @@ from securetune.training.sharding import parameters_by_name
 
 UPPER = [f"model.layers.1.{path}" for path in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")]
 ROWS_A_STEP = 4
+ADAPTER = {"target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"]}
+ON_EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 
 
 class Watch(TrainerCallback):
@@ -77,7 +79,7 @@ def run(
     model: Path,
     out: Path,
     method: str,
-    lora: bool,
+    adapter: dict[str, Any] | None,
     processes: int,
     resume: bool = False,
     stop: str | None = None,
@@ -99,7 +101,7 @@ def run(
         config,
         train_dataset=Dataset.from_list(make_rows()),
         processing_class=AutoTokenizer.from_pretrained(model),
-        peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"]) if lora else None,
+        peft_config=LoraConfig(r=2, **adapter) if adapter else None,
         callbacks=[watch],
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -121,7 +123,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--method", default="swat")
-    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--lora", action="store_const", const=ADAPTER, dest="adapter")
+    parser.add_argument("--on-experts", action="store_const", const=ON_EXPERTS, dest="adapter")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--stop")
     parser.add_argument("--bf16", action="store_true")
@@ -130,7 +133,7 @@ def main() -> None:
     torch.set_num_threads(1)
     shard_on_the_cpu()  # where FSDP is asked for
     found = run(
-        arguments.model, arguments.out / "run", arguments.method, arguments.lora, 2, arguments.resume, arguments.stop,
+        arguments.model, arguments.out / "run", arguments.method, arguments.adapter, 2, arguments.resume, arguments.stop,
         arguments.bf16, **arguments.more,
     )  # fmt: skip
     torch.save(found, arguments.out / f"{torch.distributed.get_rank()}.pt")

@@ -9,7 +9,7 @@ import torch
 from architectures import SUPPORTED, make_architecture
 from launching import assert_same, is_robust, launch, results
 from peft import PeftModel
-from shared_training import UPPER, run
+from shared_training import ADAPTER, UPPER, run
 from short_training import make_manifest
 from tiny_models import make_tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -32,7 +32,7 @@ def test_two_processes_train_what_one_does(
 ):
     """The losses of one process, the same weights in both, and in the warm-up nothing moves but the robust modules."""
     parts = results(tiny_model_dir, tmp_path, "--method", method, *tune, how=how)
-    alone = run(tiny_model_dir, tmp_path / "alone", method, bool(tune), processes=1)
+    alone = run(tiny_model_dir, tmp_path / "alone", method, ADAPTER if tune else None, processes=1)
     for part in parts:
         assert part["losses"] == pytest.approx(alone["losses"], rel=1e-5)
     assert_same(parts[0]["end"], parts[1]["end"])
@@ -98,6 +98,6 @@ def test_weights_that_show_no_shape_are_mapped(tmp_path: Path, name: str):
         what.save_pretrained(tmp_path / "model")
     names = [module.name for module in map_modules(model) if module.layer == 1]
     parts = results(tmp_path / "model", tmp_path, "--more", json.dumps({"robust_modules": names}), how="ZeRO-3")
-    alone = run(tmp_path / "model", tmp_path / "alone", "swat", False, processes=1, robust_modules=names)
+    alone = run(tmp_path / "model", tmp_path / "alone", "swat", None, processes=1, robust_modules=names)
     for part in parts:
         assert part["losses"] == pytest.approx(alone["losses"], rel=1e-4)

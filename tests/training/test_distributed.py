@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from launching import SHARDED, assert_same, is_robust, launch, results
-from shared_training import UPPER, run
+from shared_training import ADAPTER, UPPER, run
 from short_training import make_manifest
 from transformers import AutoModelForCausalLM
 
@@ -30,7 +30,7 @@ from securetune.models import load
 def test_two_processes_train_what_one_does(tiny_model_dir: Path, tmp_path: Path, how: str, method: str, tune: str):
     """The same losses, replicas that are identical, and in the warm-up nothing moves but the robust modules."""
     parts = results(tiny_model_dir, tmp_path, "--method", method, *(["--lora"] if tune == "lora" else []), how=how)
-    alone = run(tiny_model_dir, tmp_path / "alone", method, tune == "lora", processes=1)
+    alone = run(tiny_model_dir, tmp_path / "alone", method, ADAPTER if tune == "lora" else None, processes=1)
     assert alone["wrappers"] <= {"LlamaForCausalLM", "PeftModelForCausalLM", "PeftModel"}
     for part in parts:
         assert part["losses"] == pytest.approx(alone["losses"], rel=1e-5)

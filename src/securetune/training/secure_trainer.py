@@ -93,6 +93,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
         self._start: dict[str, Tensor] | None = None
         self._sets: ParameterSets | None = None
         self._known_squares: dict[str, float] = {}
+        self._rates: dict[str, float] = {}
         super().__init__(model, args, *positional, **arguments)
         if secure is not None:
             self._require_separate_rows(secure)
@@ -288,6 +289,12 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             return plain
         return super().create_optimizer(model)
 
+    def _get_learning_rate(self) -> float:
+        """Note each group's rate when the Trainer asks for the first one's: that of the step that is logged."""
+        self._rates = self.current_rates() if self._phases else {}
+        rate: float = super()._get_learning_rate()
+        return rate
+
     @property
     def _logs_update_norms(self) -> bool:
         chosen = getattr(self.args, "log_update_norms", None)
@@ -311,7 +318,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
         """Return the phase, and each group's learning rate and, if they are logged, relative update norm."""
         if not self._phases:
             return {}
-        found = self._phase_log() | {f"learning_rate/{group}": rate for group, rate in self.current_rates().items()}
+        found = self._phase_log() | {f"learning_rate/{group}": rate for group, rate in self._rates.items()}
         if self._start is not None:
             update = measure_update(
                 self.network, self._start, self._modules, set(self.robust_modules or ()), self._known_squares
@@ -329,6 +336,7 @@ class _EarlierPhase(MethodTrainer):
         self.phase, self._phases = phase, [phase]
         self.defense, self.robust_modules, self._modules = main.defense, main.robust_modules, main._modules
         self._start = self._sets = None
+        self._rates = {}
         self._known_squares = main._known_squares
         SFTTrainer.__init__(
             self,
