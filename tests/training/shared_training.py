@@ -61,11 +61,9 @@ def weights_of(model: Any) -> dict[str, torch.Tensor]:
 def _wrapper(model: Any) -> str:
     if isinstance(model, FSDPModule):
         kinds = [type(module).__name__ for module in model.modules()]
-        layers = [kind for kind in kinds if kind.endswith("DecoderLayer")]
+        layers = [kind for kind in kinds if kind.startswith("FSDP") and kind.endswith("DecoderLayer")]
         checkpointed = kinds.count("CheckpointWrapper") + kinds.count("FSDPCheckpointWrapper")
-        return (
-            f"FSDP {len(layers)} layers, {checkpointed} checkpointed" if "FSDPLlamaDecoderLayer" in layers else "FSDP"
-        )
+        return f"FSDP {len(layers)} layers, {checkpointed} checkpointed"
     if hasattr(model, "zero_optimization_stage"):
         return f"ZeRO-{model.zero_optimization_stage()}"
     return "DDP" if isinstance(model, DistributedDataParallel) else type(model).__name__
@@ -133,8 +131,8 @@ def main() -> None:
     torch.set_num_threads(1)
     shard_on_the_cpu()  # where FSDP is asked for
     found = run(
-        arguments.model, arguments.out / "run", arguments.method, arguments.adapter, 2, arguments.resume, arguments.stop,
-        arguments.bf16, **arguments.more,
+        arguments.model, arguments.out / "run", arguments.method, arguments.adapter, 2, arguments.resume,
+        arguments.stop, arguments.bf16, **arguments.more,
     )  # fmt: skip
     torch.save(found, arguments.out / f"{torch.distributed.get_rank()}.pt")
     torch.distributed.barrier()  # one that ends while the other still talks to it can be aborted

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import EXPERTS, make_architecture
 from launching import SHARDED, assert_same, is_robust, launch, results
-from shared_training import ADAPTER, UPPER, run
+from shared_training import ADAPTER, ON_EXPERTS, UPPER, run
 from short_training import make_manifest
+from tiny_models import make_tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from securetune.artifacts import write_json
@@ -47,6 +49,27 @@ def test_two_processes_train_what_one_does(tiny_model_dir: Path, tmp_path: Path,
         ]
         assert norms[0] == pytest.approx(norms[1], rel=1e-4)
         assert len(norms[0]) == 6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["DDP", SHARDED])
+@pytest.mark.parametrize("name", EXPERTS)
+def test_adapters_on_experts_train_as_in_one_process(tmp_path: Path, name: str, how: str):
+    """PEFT's nested wrappers on stacked parameters: the losses of one process; the warm-up moves the robust alone."""
+    tokenizer = make_tiny_tokenizer()
+    for what in (make_architecture(*EXPERTS[name], vocab_size=len(tokenizer)), tokenizer):
+        what.save_pretrained(tmp_path / "model")
+    experts = "model.layers.0.mlp.experts"
+    more = {"robust_modules": [f"{experts}.gate_up_proj", f"{experts}.down_proj"]}
+    parts = results(tmp_path / "model", tmp_path, "--on-experts", "--more", json.dumps(more), how=how)
+    alone = run(tmp_path / "model", tmp_path / "alone", "swat", ON_EXPERTS, processes=1, **more)
+    for part in parts:
+        assert part["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert_same(parts[0]["end"], parts[1]["end"])
+    before, after = parts[0]["starts"]["warmup"], parts[0]["starts"]["main"]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(moved) == 4
+    assert all(f".{experts}." in name for name in moved)
 
 
 def test_a_sharded_model_is_saved_whole(tiny_model_dir: Path, tmp_path: Path):
