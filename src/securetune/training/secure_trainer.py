@@ -38,6 +38,7 @@ from securetune.training.sharding import (
     expect_other_gradients,
     keep_masters,
     parameters_by_name,
+    require_fsdp2,
     require_readable_checkpoints,
 )
 from securetune.training.trainer_card import CardOfMethod
@@ -108,6 +109,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
                 f'optimizers: method "{secure.method}" makes an optimizer for each phase, with groups of its own. Give '
                 "optimizer_cls_and_kwargs or `optim` instead."
             )
+        require_fsdp2(self.accelerator)
         require_phases_fit(self.accelerator, self.defense, analyzes=secure.robust_modules == AUTO)
         self._modules = map_modules(self.network)
         choice = self.found_automatically() if secure.robust_modules == AUTO else secure.robust_modules

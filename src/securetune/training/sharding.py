@@ -40,6 +40,20 @@ def own_name(name: str) -> str:
     return name.replace(_CHECKPOINT_PREFIX, "")
 
 
+def require_fsdp2(accelerator: Accelerator) -> None:
+    """Refuse FSDP1, which joins parameters that train and parameters that do not, and wraps modules for good.
+
+    Raises:
+        ConfigError: If that is what shards the model.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise ConfigError(
+            "fsdp_version must be 2: FSDP1 shards parameters together that do not train together. Got "
+            f"{plugin.fsdp_version}. configs/accelerate/fsdp2.yaml is an example."
+        )
+
+
 def keep_masters(model: nn.Module, accelerator: Accelerator) -> None:
     """Hold what any phase trains in float32 if FSDP2 computes in a lower precision.
 
