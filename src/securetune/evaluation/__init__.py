@@ -3,7 +3,7 @@
 from securetune.evaluation.answering import Answerer, EndpointAnswerer, ModelAnswerer
 from securetune.evaluation.evaluate import EvaluationPlan, check_evaluation, evaluate, evaluate_answers
 from securetune.evaluation.generation import Answer, generate_answers
-from securetune.evaluation.judges import Judge, list_judges, register_judge
+from securetune.evaluation.judges import Judge, JudgeWithSettings, list_judges, open_judge, register_judge
 from securetune.evaluation.keyword_judges import KeywordList, keyword_judge
 from securetune.evaluation.labelled_answers import LabelledAnswer, read_labelled_answers
 from securetune.evaluation.refusal_rules import declines
@@ -30,6 +30,7 @@ __all__ = [
     "EndpointAnswerer",
     "EvaluationPlan",
     "Judge",
+    "JudgeWithSettings",
     "KeywordList",
     "LabelledAnswer",
     "ModelAnswerer",
@@ -53,6 +54,7 @@ __all__ = [
     "list_tasks",
     "load_suite",
     "load_task",
+    "open_judge",
     "read_labelled_answers",
     "register_attack",
     "register_judge",

@@ -29,7 +29,7 @@ from securetune.evaluation.answered_suite import (
     write_responses,
 )
 from securetune.evaluation.answering import Answerer, ModelAnswerer
-from securetune.evaluation.judges import Judge, find_judge, unsuited_sentence
+from securetune.evaluation.judges import Judge, open_judge, unsuited_sentence
 from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE
 from securetune.evaluation.lm_eval_utility import LmEvalTasks, check_utility, check_utility_run, measure_utility
 from securetune.evaluation.probe_suites import HARMFUL, HARMLESS
@@ -135,7 +135,7 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
             suites.append(load_suite(name, resolved.max_prompts, resolved.data_dir))
     for name in resolved.judges:
         with problems.collect():
-            judges.append(find_judge(name))
+            judges.append(open_judge(name, resolved))
     if resolved.task is not None:
         with problems.collect():
             task = load_task(resolved.task, resolved.max_prompts, resolved.data_dir)

@@ -16,6 +16,7 @@ from securetune.artifacts import (
     TaskScores,
     Verdict,
 )
+from securetune.errors import RunError
 from securetune.evaluation.answer_problems import count_problems
 from securetune.evaluation.judges import AnswerToJudge, Judge, judge_answers
 from securetune.evaluation.suites import Suite, prompt_set_hash
@@ -26,16 +27,29 @@ BOOTSTRAP_RESAMPLES = 2000
 
 
 def judge_responses(suite: Suite, responses: Sequence[Response], judges: Sequence[Judge]) -> list[Response]:
-    """Put each judge's verdict on each answer; earlier verdicts are replaced."""
+    """Put each judge's verdict on each answer; earlier verdicts are replaced.
+
+    Raises:
+        RunError: If a judge gave no verdict on some answers.
+    """
     answers = [
         AnswerToJudge(prompt, response.response, response.problem)
         for prompt, response in zip(suite.prompts, responses, strict=True)
     ]
-    verdicts = {judge.name: list(judge_answers(judge, suite, answers)) for judge in judges}
+    verdicts = {judge.name: _all_verdicts(judge, suite, answers) for judge in judges}
     return [
         response.model_copy(update={"verdicts": {name: found[place] for name, found in verdicts.items()}})
         for place, response in enumerate(responses)
     ]
+
+
+def _all_verdicts(judge: Judge, suite: Suite, answers: Sequence[AnswerToJudge]) -> list[Verdict]:
+    found = list(judge_answers(judge, suite, answers))
+    verdicts = [verdict for verdict in found if verdict is not None]
+    if len(verdicts) < len(found):
+        missing = len(found) - len(verdicts)
+        raise RunError(f"judge {judge.name} gave no verdict on {missing} of {len(found)} answers. Start it again.")
+    return verdicts
 
 
 def score_suite(suite: Suite, responses: Sequence[Response]) -> SuiteScores:
