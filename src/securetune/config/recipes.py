@@ -107,6 +107,16 @@ class EvaluateConfig(Settings):
         return self
 
 
+class JudgeConfig(Settings):
+    """Sections of `securetune judge`.
+
+    Attributes:
+        evaluation: Settings of judges that differ from those of the evaluation, together with which they are checked.
+    """
+
+    evaluation: dict[str, Any] = Field(default={})
+
+
 class RunConfig(Settings):
     """`securetune run CONFIG.yaml`: one file for analyze → search → train → evaluate → report.
 

@@ -7,6 +7,7 @@ from securetune.evaluation.judges import Judge, JudgeWithSettings, list_judges, 
 from securetune.evaluation.keyword_judges import KeywordList, keyword_judge
 from securetune.evaluation.labelled_answers import LabelledAnswer, read_labelled_answers
 from securetune.evaluation.refusal_rules import declines
+from securetune.evaluation.rejudging import judge_saved_responses
 from securetune.evaluation.start_model import require_refusing_start_model
 from securetune.evaluation.suites import (
     Attack,
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate",
     "evaluate_answers",
     "generate_answers",
+    "judge_saved_responses",
     "keyword_judge",
     "list_attacks",
     "list_judges",
