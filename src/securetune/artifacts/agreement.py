@@ -207,7 +207,7 @@ def _differ(verdicts: Iterable[Verdict], question: Question) -> bool:
 
 
 def _pair(response: Response, question: Question, first: str, second: str) -> _Pair | None:
-    told = [getattr(response.verdicts.get(judge, Verdict()), question) for judge in (first, second)]
+    told = [getattr(response.verdicts.get(judge), question, None) for judge in (first, second)]
     if None in told:
         return None
     return _Pair(response.request, response.is_usable, *told)

@@ -31,14 +31,24 @@ def write_together(texts: Mapping[Path, str]) -> None:
     So a full disk or a kill while they are written leaves every old file. A kill within the renaming, which takes no
     time to speak of, leaves the first ones new and the last one old: put the file that speaks of the others last.
     """
-    beside = {path: _write_beside(path, text.encode()) for path, text in texts.items()}
-    for path, written in beside.items():
-        os.replace(written, path)
+    try:
+        for path, text in texts.items():
+            _write_beside(path, text.encode())
+    except OSError:
+        for path in texts:
+            _beside(path).unlink(missing_ok=True)
+        raise
+    for path in texts:
+        os.replace(_beside(path), path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def _write_beside(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = _beside(path)
     with open(beside, "wb") as file:
         file.write(content)
         file.flush()

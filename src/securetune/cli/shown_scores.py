@@ -82,13 +82,10 @@ def _agreement_lines(scores: Scores, out: Path) -> list[str]:
 
 
 def _agreement(each: JudgeAgreement) -> str:
-    where = f" on {each.suite}" if each.suite else ""
+    what = _QUESTIONS[each.question] + (f" ({each.suite})" if each.suite else "")
     untold = f", {each.untold} not told by both" if each.untold else ""
-    line = (
-        f"agreement of {each.first} and {each.second} on {_QUESTIONS[each.question]}{where}: {_figures(each.answers)}"
-    )
     usable = f"; without empty and looping answers {_figures(each.usable)}" if each.usable else ""
-    return f"{line}{untold}{usable}"
+    return f"agreement of {each.first} and {each.second} on {what}: {_figures(each.answers)}{untold}{usable}"
 
 
 def _figures(estimate: AgreementEstimate) -> str:
