@@ -103,7 +103,7 @@ def test_bad_input_is_one_line(out: Path, arguments: list[str], sentence: str) -
 
 @pytest.mark.pipeline
 def test_a_killed_judging_goes_on(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After SIGKILL the verdicts that had come are kept, the scores are the old ones, and only the rest is asked for."""
+    """After SIGKILL verdicts that had come are kept, the scores are the old ones, and only the rest is asked for."""
     before = (out / "scores.json").read_bytes()
     source, script = Path(__file__).parents[2] / "src", Path(__file__).with_name("slow_judge.py")
     command = [sys.executable, str(script), "0.3", "judge", str(out), "--judge", "slow"]

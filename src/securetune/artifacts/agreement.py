@@ -207,10 +207,8 @@ def _differ(verdicts: Iterable[Verdict], question: Question) -> bool:
 
 
 def _pair(response: Response, question: Question, first: str, second: str) -> _Pair | None:
-    told = [getattr(response.verdicts.get(judge), question, None) for judge in (first, second)]
-    if None in told:
-        return None
-    return _Pair(response.request, response.is_usable, *told)
+    here, there = (getattr(response.verdicts.get(judge), question, None) for judge in (first, second))
+    return None if here is None or there is None else _Pair(response.request, response.is_usable, here, there)
 
 
 def _agreement(

@@ -13,16 +13,14 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from securetune.config.base import Settings
+from securetune.config.base import NOT_SHOWN, PositiveInt, Settings
 from securetune.config.checking import merge, validate
+from securetune.config.endpoint import EndpointSettings
 from securetune.config.files import read_yaml
 from securetune.config.settings import (
-    NOT_SHOWN,
     AnalysisSettings,
-    EndpointSettings,
     EvaluationSettings,
     ModelSettings,
-    PositiveInt,
     ProbeSettings,
     SearchSettings,
     TrainingSettings,

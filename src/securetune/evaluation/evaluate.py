@@ -27,7 +27,7 @@ from securetune.evaluation.answered_suite import (
     write_evaluation,
 )
 from securetune.evaluation.answering import Answerer, ModelAnswerer
-from securetune.evaluation.judges import Judge, open_judge, unsuited_sentence
+from securetune.evaluation.judges import Judge, idle_sentence, open_judge, unsuited_sentence
 from securetune.evaluation.judging import SuiteAnswers, check_verdict_files, judge_key, judge_suites
 from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE
 from securetune.evaluation.lm_eval_utility import LmEvalTasks, check_utility, check_utility_run, measure_utility
@@ -182,6 +182,7 @@ def _misfits(suites: list[Suite], judges: list[Judge], task: Task | None) -> lis
     twice = [f'judge "{name}" is named twice' for name, n in Counter(j.name for j in judges).items() if n > 1]
     empty = [f'suite "{suite.name}" has no prompts' for suite in suites if not suite.prompts]
     unsuited = [unsuited_sentence(judge, suite) for suite in suites for judge in judges]
+    unsuited += [idle_sentence(judge, suites) for judge in judges]
     return clashes + twice + empty + [sentence for sentence in unsuited if sentence] + list(_contradictions(suites))
 
 

@@ -48,7 +48,8 @@ class Judge:
         fingerprint: Hash of everything besides prompt and answer that its verdicts depend on, such as a model, a
             template and settings; empty for pure rules, which name and description tell.
         estimate: Answers → one line on requests, tokens and cost, to be said before it starts, or None if there is
-            nothing to say.
+            nothing to say. Raises `ConfigError` if they are above a limit that the user set.
+        harmful_only: It tells nothing of answers to harmless prompts, and is not asked about them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Judge:
     required_metadata: tuple[str, ...] = ()
     fingerprint: str = ""
     estimate: Callable[[Sequence[AnswerToJudge]], str | None] | None = None
+    harmful_only: bool = False
 
     def judge(self, prompt: Prompt, answer: str, problem: AnswerProblem | None = None) -> Verdict:
         """Judge a single answer.
@@ -160,6 +162,16 @@ def unsuited_sentence(judge: Judge, suite: Suite) -> str | None:
     return None
 
 
+def idle_sentence(judge: Judge, suites: Sequence[Suite]) -> str | None:
+    """Say that a judge would have nothing to do, or return None if it has."""
+    if not judge.harmful_only or not suites or any(suite.kind == "harmful" for suite in suites):
+        return None
+    return (
+        f'judge "{judge.name}" tells nothing of harmless prompts, and there is no other suite. Choose another judge, '
+        "such as wildguard."
+    )
+
+
 def judge_answers(judge: Judge, suite: Suite, answers: Sequence[AnswerToJudge]) -> Iterator[Verdict | None]:
     """Judge the answers to a suite's prompts, in their order; None where there is no verdict yet.
 
@@ -168,6 +180,9 @@ def judge_answers(judge: Judge, suite: Suite, answers: Sequence[AnswerToJudge]) 
     Raises:
         RuntimeError: If the judge does not return one verdict an answer.
     """
+    if judge.harmful_only and suite.kind == "harmless":
+        yield from (Verdict(attack_succeeded=False) for _ in answers)
+        return
     count = 0
     for verdict in judge.judge_all(answers):
         count += 1
