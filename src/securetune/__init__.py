@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from securetune.analysis import analyze_robustness
     from securetune.evaluation.evaluate import evaluate
+    from securetune.evaluation.rejudging import judge_saved_responses
     from securetune.pipeline import run
     from securetune.pipeline.chaining import train
     from securetune.pipeline.patching import patch_weights
@@ -36,6 +37,7 @@ _HOMES = {
     "SecureSFTTrainer": "securetune.pipeline.secure_trainer",
     "analyze_robustness": "securetune.analysis",
     "evaluate": "securetune.evaluation",
+    "judge_saved_responses": "securetune.evaluation",
     "patch_weights": "securetune.pipeline.patching",
     "run": "securetune.pipeline",
     "search_robust_modules": "securetune.search",
@@ -49,6 +51,7 @@ __all__ = [
     "__version__",
     "analyze_robustness",
     "evaluate",
+    "judge_saved_responses",
     "patch_weights",
     "run",
     "search_robust_modules",

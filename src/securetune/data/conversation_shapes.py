@@ -190,6 +190,8 @@ def _checked_message(message: Any, index: int) -> Message:
         raise ValueError(f"{place}: role must be one of {', '.join(_ROLES)}; got {_short(role)}")
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"{place}: content must be text that is not empty; got {_short(content)}")
+    if any("\ud800" <= character <= "\udfff" for character in content):  # no tokenizer takes it
+        raise ValueError(f"{place}: content must be text that UTF-8 can hold; it has half of a surrogate pair")
     return {"role": role, "content": content}
 
 
