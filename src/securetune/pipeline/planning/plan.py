@@ -128,6 +128,7 @@ class _Planner:
             target_fraction=None if is_known else self._target_fraction,
             parameter_count=sizes.base + sizes.adapters,
             phases=[self._phase(phase, settings, sizes, rows) for phase in phases],
+            notes=training.defense.notes() if is_known else [],
         )
 
     def _rows(self, settings: TrainingSettings) -> _Rows:
@@ -151,7 +152,13 @@ class _Planner:
         trained = sum(group.parameter_count for group in groups)
         counts = (sizes.base, sizes.adapters)
         memory = estimate_memory(self._skeleton.config, self._config.model, settings, counts, trained, rows.longest)
-        return PlannedPhase(name=phase.name, steps=phase.steps, groups=groups, memory=memory)
+        return PlannedPhase(
+            name=phase.name,
+            steps=phase.steps,
+            alignment_steps=phase.alignment_steps,
+            groups=groups,
+            memory=memory,
+        )
 
     def _estimated(self, sizes: _Sizes, training: TrainingSkeleton) -> _Sizes:
         """Divide what trains as the search's target says; embeddings, norms and head go where the settings say."""
@@ -201,7 +208,13 @@ class _Planner:
             trainings=trainings,
             seeds=len(config.seeds) if isinstance(config, RunConfig) else 1,
             memory_assumptions=ASSUMPTIONS,
-            notes=[*rows.notes, *self._map_notes(), *self._quantization_notes(), *_search_notes(trainings)],
+            notes=[
+                *rows.notes,
+                *self._map_notes(),
+                *self._quantization_notes(),
+                *_search_notes(trainings),
+                *dict.fromkeys(note for training in trainings for note in training.notes),
+            ],
         )
 
 
