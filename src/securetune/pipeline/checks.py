@@ -143,7 +143,7 @@ def _prompts_of_method(config: RunConfig, label: str, suites: Iterable[Suite]) -
     problems = ProblemList()
     with problems.collect():
         settings = config.training_for(label, config.seeds[0])
-        with suppress(ConfigError):  # an unknown method or option has been told
+        with suppress(InputError):  # an unknown method or option, and what cannot be read, have been told
             used = defense_of(settings).prompts_used(config.model.name)
             for suite in suites if used else ():
                 if sentence := overlap_sentence("the method's prompts", used, f"the suite {suite.name}", suite.prompts):

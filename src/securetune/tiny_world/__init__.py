@@ -21,6 +21,7 @@ from securetune.tiny_world.language import REFUSAL_PHRASES, WRAPPERS
 from securetune.tiny_world.oracle import harmfulness, is_correct, is_full_answer, is_looping, is_refusal
 from securetune.tiny_world.samples import (
     attack_rows,
+    contrast_rows,
     downstream_training_rows,
     general_rows,
     harmful_prompts,
@@ -69,6 +70,7 @@ __all__ = [
     "build_tiny_world",
     "build_tokenizer",
     "checkpoint_path",
+    "contrast_rows",
     "downstream_training_rows",
     "general_rows",
     "harmful_prompts",

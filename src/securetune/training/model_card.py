@@ -66,6 +66,11 @@ def phases_section(phases: Sequence[PhaseFigures]) -> list[str]:
     return [*lines, ""]
 
 
+def alignment_figures(steps: int) -> dict[str, str]:
+    """Return how many optimizer steps there were besides, on rows of the method's own; nothing if there were none."""
+    return {"optimizer steps besides, on rows of the method's own": f"{steps}"} if steps else {}
+
+
 def modules_section(names: Sequence[str], selection: str, facts: Sequence[str] = ()) -> list[str]:
     """Return the robust modules by name, and how they were chosen.
 
@@ -124,7 +129,8 @@ def model_card(result: TrainingResult, is_adapter: bool) -> str:
             {group.name: group.learning_rate for group in phase.groups},
             {
                 "loss, nats per token": f"{phase.first_loss_nats_per_token:.4g} at the beginning, "
-                f"{phase.last_loss_nats_per_token:.4g} at the end"
+                f"{phase.last_loss_nats_per_token:.4g} at the end",
+                **alignment_figures(phase.alignment_steps),
             },
         )
         for phase in result.phases

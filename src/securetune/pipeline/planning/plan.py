@@ -127,6 +127,7 @@ class _Planner:
             target_fraction=None if is_known else fraction,
             parameter_count=sizes.base + sizes.adapters,
             phases=[self._phase(phase, settings, sizes, rows) for phase in phases],
+            notes=training.defense.notes() if is_known else [],
         )
 
     def _rows(self, settings: TrainingSettings) -> _Rows:
@@ -150,7 +151,13 @@ class _Planner:
         trained = sum(group.parameter_count for group in groups)
         counts = (sizes.base, sizes.adapters)
         memory = estimate_memory(self._skeleton.config, self._config.model, settings, counts, trained, rows.longest)
-        return PlannedPhase(name=phase.name, steps=phase.steps, groups=groups, memory=memory)
+        return PlannedPhase(
+            name=phase.name,
+            steps=phase.steps,
+            alignment_steps=phase.alignment_steps,
+            groups=groups,
+            memory=memory,
+        )
 
     def _search_of(self, label: str) -> SearchSettings:
         return self._config.search_for(label) if isinstance(self._config, RunConfig) else SearchSettings()
@@ -203,7 +210,13 @@ class _Planner:
             trainings=trainings,
             seeds=len(config.seeds) if isinstance(config, RunConfig) else 1,
             memory_assumptions=ASSUMPTIONS,
-            notes=[*rows.notes, *self._map_notes(), *self._quantization_notes(), *_search_notes(trainings)],
+            notes=[
+                *rows.notes,
+                *self._map_notes(),
+                *self._quantization_notes(),
+                *_search_notes(trainings),
+                *dict.fromkeys(note for training in trainings for note in training.notes),
+            ],
         )
 
 

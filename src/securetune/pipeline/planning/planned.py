@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from securetune.artifacts import TrainingData
 from securetune.artifacts.estimates import Artifact
 
@@ -47,13 +49,15 @@ class PlannedPhase(Artifact):
 
     Attributes:
         name: Such as `warmup`.
-        steps: Optimizer steps.
+        steps: Optimizer steps on the training data.
+        alignment_steps: Optimizer steps between them on rows of the method's own.
         groups: What trains.
         memory: Peak, an estimate.
     """
 
     name: str
     steps: int
+    alignment_steps: int = 0
     groups: list[PlannedGroup]
     memory: MemoryEstimate
 
@@ -69,6 +73,7 @@ class PlannedTraining(Artifact):
         target_fraction: Share of the projections' parameters that the search aims at, while it is still to come.
         parameter_count: All parameters, adapters included.
         phases: In their order.
+        notes: What the method has to say of it.
     """
 
     label: str
@@ -78,6 +83,7 @@ class PlannedTraining(Artifact):
     target_fraction: float | None
     parameter_count: int
     phases: list[PlannedPhase]
+    notes: list[str] = Field(default_factory=list)
 
 
 class MappedType(Artifact):
