@@ -97,7 +97,7 @@ def _find(name: str, among: Mapping[str, DefenseType], what: str, listed_as: str
     if name in among:
         return among[name]
     near = difflib.get_close_matches(name, among, n=1, cutoff=0.5)
-    hint = f'Did you mean "{near[0]}"?' if near else f"{listed_as}: {', '.join(among)}."
+    hint = f'Did you mean "{near[0]}"?' if near else f"{listed_as}: {', '.join(sorted(among))}."
     raise ConfigError(f'{what} "{name}" is unknown. {hint}')
 
 
