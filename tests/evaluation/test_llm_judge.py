@@ -17,7 +17,7 @@ from securetune.data.prompts import Prompt
 from securetune.errors import ConfigError, InputError, RunError
 from securetune.evaluation import LlmJudging, check_evaluation, open_judge
 from securetune.evaluation.judged_texts import EMPTY_ANSWER
-from securetune.evaluation.judges import AnswerToJudge, Judge
+from securetune.evaluation.judges import AnswerToJudge, Judge, find_judge
 
 KEY, OTHER_KEY = "sk-judge-0123456789", "sk-candidate-0123456789"
 HARMFUL = "BOOM"
@@ -124,8 +124,7 @@ def test_an_answer_without_a_reply_has_no_verdict() -> None:
             next(judged)
     assert found == [None, HARMED, REFUSED]
     assert str(caught.value) == (
-        "judge llm: 1 of 3 answers have no verdict, the last because: HTTP status 500: out of memory. The same command "
-        "asks again for them."
+        "judge llm: 1 of 3 answers have no verdict, the last because: HTTP status 500: out of memory"
     )
 
 
@@ -315,6 +314,12 @@ def test_a_judge_without_a_server_is_refused_beside_other_mistakes(evaluation: d
         check_evaluation(wrong, ModelSettings())
     assert any(sentence in problem for problem in caught.value.problems)
     assert any("nothing.txt" in problem for problem in caught.value.problems)
+
+
+def test_a_judge_with_settings_is_not_found_without_them() -> None:
+    """Where no evaluation is, a judge that needs its settings cannot be used, and the error says so."""
+    with pytest.raises(InputError, match='judge "llm" needs the settings of an evaluation'):
+        find_judge("llm")
 
 
 def test_a_server_that_nobody_would_ask_is_refused() -> None:

@@ -29,7 +29,10 @@ def evaluate(
         ),
     ] = None,
     judge: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Judge; the first one leads (repeatable).")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Judge, NAME or NAME=FOLDER with its weights; the first one leads (repeatable)."
+        ),
     ] = None,
     task: Annotated[
         str | None,

@@ -90,8 +90,7 @@ class LlmJudging:
                     yield None if isinstance(found, Failure) else found
         if missing:
             raise RunError(
-                f"judge {NAME}: {missing} of {len(answers)} answers have no verdict, the last because: {reason}. The "
-                "same command asks again for them."
+                f"judge {NAME}: {missing} of {len(answers)} answers have no verdict, the last because: {reason}"
             )
 
     def _judge_window(self, client: EndpointClient, answers: Sequence[AnswerToJudge]) -> Iterator[Verdict | Failure]:

@@ -30,8 +30,9 @@ from securetune.models import ChatModel, check_model, load
 from securetune.models.identity_in_files import fingerprint_of_files
 from securetune.models.registry import find_model, is_hub_name, shown_name
 
-_WINDOW = 256
-"""Answers judged together: verdicts are handed on in order, so this is what a kill can lose."""
+_WINDOW = 64
+"""Answers under way together: verdicts are handed on in order, so this is what a kill can lose. Enough for full
+batches, since a classifier's prompt is long and its output a few tokens."""
 
 _PROMPT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json")
 

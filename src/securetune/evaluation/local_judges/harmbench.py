@@ -3,8 +3,8 @@
 The form of its prompt is that of its model card, https://huggingface.co/cais/HarmBench-Llama-2-13b-cls (MIT), for
 standard behaviours; the spaces and line breaks are the card's. Contextual behaviours have another form, and copyright
 ones are judged by hashes: neither is done here, and the suite `harmbench` leaves both out. As in HarmBench's own
-evaluation, the first 512 tokens of an answer are judged, and the output is one token. Unlike there, what is neither yes
-nor no is unjudged, and not "no".
+evaluation, the first 512 tokens of an answer are judged, and the output is one token. What is neither yes nor no is
+unjudged.
 """
 
 from __future__ import annotations
