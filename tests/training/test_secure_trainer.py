@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,11 @@ def test_the_settings_can_be_written_as_json(manifest: RobustModules, tmp_path: 
     assert (written["method"], written["warmup_phase_steps"]) == ("swat", 4)
 
 
+@dataclass
+class ParsedConfig(SecureSFTConfig):
+    """The same; the check of types in tests would mind transformers' own defaults, whole numbers for floats."""
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -193,7 +199,7 @@ def test_the_settings_can_be_written_as_json(manifest: RobustModules, tmp_path: 
 def test_command_lines_and_files_of_trl_scripts(given: list[str], expected: Any, tmp_path: Path):
     """TRL's parser, which its scripts use, takes all settings, also those that are a list or an object."""
     common = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false", "--method", "ml-lr"]
-    parser = TrlParser((SecureSFTConfig,))
+    parser = TrlParser((ParsedConfig,))
     (config,) = parser.parse_args_and_config([*common, "--robust_modules", *given, "--learning_rate_ratio", "0.25"])
     assert (config.robust_modules, config.learning_rate_ratio) == (expected, 0.25)
     settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "robust_modules": given}
@@ -202,7 +208,7 @@ def test_command_lines_and_files_of_trl_scripts(given: list[str], expected: Any,
     assert config.robust_modules == expected
     own = ["--method", "l2-sp", "--method_options", '{"strength": 3.0}', *common[:-2]]
     assert parser.parse_args_and_config(own)[0].method_options == {"strength": 3.0}
-    with pytest.raises(ConfigError, match="method_options must be an object in JSON; got 'strength'"):
+    with pytest.raises(ConfigError, match="^method_options must be an object such as .*; got 'strength'$"):
         parser.parse_args_and_config([*own[:2], "--method_options", "strength", *common[:-2]])
 
 

@@ -124,7 +124,7 @@ class SecureSFTConfig(SFTConfig):
             problems.append(f"warmup_phase_epochs must be above 0; got {self.warmup_phase_epochs}")
         problems += self._probe_problems()
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(list(dict.fromkeys(problems)))
 
     def _probe_problems(self) -> list[str]:
         problems = []
