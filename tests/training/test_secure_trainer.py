@@ -208,7 +208,7 @@ def test_command_lines_and_files_of_trl_scripts(given: list[str], expected: Any,
     assert config.robust_modules == expected
     own = ["--method", "l2-sp", "--method_options", '{"strength": 3.0}', *common[:-2]]
     assert parser.parse_args_and_config(own)[0].method_options == {"strength": 3.0}
-    with pytest.raises(ConfigError, match="^method_options must be an object such as .*; got 'strength'$"):
+    with pytest.raises(ConfigError, match=r"^method_options must be an object such as .*; got 'strength'$"):
         parser.parse_args_and_config([*own[:2], "--method_options", "strength", *common[:-2]])
 
 
