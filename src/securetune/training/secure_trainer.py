@@ -32,6 +32,7 @@ from securetune.training.model_traces import trainer_traces_removed
 from securetune.training.packing import check_rows_stay_apart
 from securetune.training.parameters import split_parameters
 from securetune.training.phase_groups import PhaseOfMethod, freeze_all_but, trained_names
+from securetune.training.question_rows import rows_for_trl
 from securetune.training.robust_choice import chosen_modules, manifest_of
 from securetune.training.secure_config import AUTO, SecureSFTConfig
 from securetune.training.sharding import (
@@ -69,7 +70,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
     Args:
         model: As with TRL: a model, a `PeftModel`, or a name.
         args: A `SecureSFTConfig`. An `SFTConfig` is plain fine-tuning, as with TRL.
-        **arguments: Those of `SFTTrainer`.
+        **arguments: Those of `SFTTrainer`. Rows of a question and an answer, such as Alpaca's, are data too.
 
     Raises:
         ConfigError: If the method needs robust modules and has none, or nothing would be left to protect.
@@ -88,7 +89,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
         given = dict(zip(_POSITIONS, positional, strict=False)) | arguments
         self._passed_on: dict[str, Any] = {name: given.get(name) for name in _PASSED_ON}
         self.defense: Defense = find_defense(
-            secure.method if secure else "ift", secure.method_options if secure else None
+            secure.method if secure else "ift", secure.own_options() if secure else None
         )
         self.robust_modules: list[str] | None = None
         self.given_rows = given.get("train_dataset")
@@ -97,7 +98,9 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
         self._sets: ParameterSets | None = None
         self._known_squares: dict[str, float] = {}
         self._rates: dict[str, float] = {}
-        super().__init__(model, args, *positional, **arguments)
+        if secure is not None and given.get("formatting_func") is None:
+            given |= {name: rows_for_trl(given.get(name), secure) for name in ("train_dataset", "eval_dataset")}
+        super().__init__(model, args, **given)
         if secure is not None:
             self._require_separate_rows(secure)
             self._prepare_method(secure)

@@ -100,16 +100,20 @@ def _adapter_changes(
     paths = {adapted: path for path, adapted in adapter_layers(model).items()}
     for module in modules:
         path = paths.get(module.path, "")
-        names = f"{path}.lora_A.default.weight", f"{path}.lora_B.default.weight"
-        if not set(names) <= now.keys():
+        if path not in layers:
             continue
         layer = layers[path]
-        change = _product(layer, *(now[name] for name in names)) - _product(layer, *(before[name] for name in names))
-        scale = float(layer.scaling["default"])
-        own = module.part.of_output(change.mT)
+        changes = [
+            float(layer.scaling[name]) * (_update(layer, now, path, name) - _update(layer, before, path, name))
+            for name in layer.active_adapters
+            if f"{path}.lora_A.{name}.weight" in now
+        ]
+        if not changes:
+            continue
+        own = module.part.of_output(sum(changes[1:], changes[0]).mT)
         if module.name not in known_squares:
             known_squares[module.name] = _square(module.part.of_weight(_base_weight(layer)))
-        yield module.name, _Squares(scale**2 * _square(own), known_squares[module.name])
+        yield module.name, _Squares(_square(own), known_squares[module.name])
 
 
 def _base_weight(layer: LoraLayer) -> Tensor:
@@ -120,15 +124,14 @@ def _base_weight(layer: LoraLayer) -> Tensor:
     return whole(found)
 
 
-def _product(
-    layer: LoraLayer, down: Float[Tensor, "rank inputs"], up: Float[Tensor, "outputs rank"]
-) -> Float[Tensor, "*expert outputs inputs"]:
-    """Return B·A; for stacked experts that of each, whose ranks PEFT keeps in one A and one B."""
+def _update(layer: LoraLayer, values: Snapshot, path: str, adapter: str) -> Float[Tensor, "*expert outputs inputs"]:
+    """Return B·A of an adapter; for stacked experts that of each, whose ranks PEFT keeps in one A and one B."""
+    down, up = (values[f"{path}.lora_{half}.{adapter}.weight"].double() for half in "AB")
     experts = getattr(layer, "num_experts", 1)
     if experts == 1:
-        return up.double() @ down.double()
+        return up @ down
     # In A the experts are the outer axis of the joint rank, in B the inner one.
-    return up.double().unflatten(1, (-1, experts)).permute(2, 0, 1) @ down.double().unflatten(0, (experts, -1))
+    return up.unflatten(1, (-1, experts)).permute(2, 0, 1) @ down.unflatten(0, (experts, -1))
 
 
 def _square(values: Float[Tensor, "*shape"]) -> float:
