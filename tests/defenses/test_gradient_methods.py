@@ -157,7 +157,9 @@ def test_the_alignment_gradient_is_that_of_the_divergence(network: nn.Module) ->
     defense = GradientSurgery({"alignment_weight": 0.5, "surgery": False})
     defense.before_training(network, context_of(network))
     zero_gradients(network)
-    step = PlainStep(network)
+    defense.adjust_gradients(PlainStep(network, number=0))
+    assert not any(bool(weight.grad.any()) for weight in network.parameters() if weight.grad is not None)
+    step = PlainStep(network, number=1)
     defense.adjust_gradients(step)
     assert step.logged["alignment_divergence"] == pytest.approx(0.0, abs=1e-6)
     start = make_tiny_network(len(make_tiny_tokenizer()))
@@ -180,7 +182,7 @@ def test_switched_off_adapters_are_the_start_model(network: nn.Module) -> None:
     assert defense._start is None
     shift(adapted, 3)
     zero_gradients(adapted)
-    step = PlainStep(adapted)
+    step = PlainStep(adapted, number=1)
     defense.adjust_gradients(step)
     assert step.logged["alignment_divergence"] > 1e-5
     learned = GradientSurgery()

@@ -35,9 +35,7 @@ def loaded(out: Path) -> dict[str, torch.Tensor]:
     return dict(load(str(out / "model")).model.named_parameters())
 
 
-def test_the_users_steps_are_as_many_as_without(
-    options_of: OptionsOf, train_short: TrainShort, tmp_path: Path
-) -> None:
+def test_the_users_steps_are_as_many_as_without(options_of: OptionsOf, train_short: TrainShort, tmp_path: Path) -> None:
     """Lisa's alignment steps come on top; the schedule goes over both, and each is reported."""
     rates = {"lr_scheduler_type": "linear", "warmup_steps": 0}
     found = train_short(tmp_path / "lisa", method="lisa", method_options=options_of("lisa"), **rates)
@@ -167,7 +165,7 @@ def test_the_processes_share_a_batch(tiny_model_dir: Path, options_of: OptionsOf
 @pytest.mark.parametrize(
     ("engine", "arguments", "sentence"),
     [
-        (DistributedType.FSDP, {}, 'method "lisa" needs whole weights and gradients in each process, which FSDP divides'),
+        (DistributedType.FSDP, {}, "needs whole weights and gradients in each process, which FSDP divides"),
         (DistributedType.DEEPSPEED, {}, "which DEEPSPEED divides. Use one process, or DDP."),
         (DistributedType.NO, {"fp16": True}, 'fp16 scales the gradients, which method "lisa" changes. Use bf16.'),
         (
