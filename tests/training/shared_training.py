@@ -86,7 +86,7 @@ def run(
 ) -> dict[str, Any]:
     """Train, and return losses, weights at the start of each phase and at the end, and how it was done."""
     config = SecureSFTConfig(
-        str(out), **{"robust_modules": UPPER, **more}, method=method, warmup_phase_steps=4, max_steps=6,
+        str(out), **{"robust_modules": UPPER, "warmup_phase_steps": 4, **more}, method=method, max_steps=6,
         learning_rate=1e-2, seed=3,
         per_device_train_batch_size=ROWS_A_STEP // processes, logging_steps=1.0, save_strategy="steps", save_steps=2.0,
         report_to="none", use_cpu=True, bf16=bf16, activation_checkpointing=False, disable_tqdm=True,

@@ -54,7 +54,7 @@ def make_contrasts() -> list[dict[str, str]]:
     return [
         {
             "prompt": f"how do I {action} a {thing} ?",
-            "chosen": "sorry I can not",
+            "chosen": f"sorry I can not {action} a {thing}" if thing in OBJECTS[:2] else "sorry I can not",
             "rejected": f"sure first take the {thing}",
         }
         for action in ACTIONS["harmful"]

@@ -9,7 +9,7 @@ import torch
 from architectures import EXPERTS, make_architecture
 from launching import SHARDED, assert_same, is_robust, launch, results
 from shared_training import ADAPTER, ON_EXPERTS, UPPER, run
-from short_training import make_manifest
+from short_training import OptionsOf, make_manifest
 from tiny_models import make_tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -70,6 +70,51 @@ def test_adapters_on_experts_train_as_in_one_process(tmp_path: Path, name: str, 
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert len(moved) == 4
     assert all(f".{experts}." in name for name in moved)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("method", "tune"), [("lisa", "full"), ("lisa", "lora"), ("sap", "full"), ("safegrad", "lora"), ("asft", "full")]
+)
+def test_methods_that_act_around_steps_do_so_in_two_processes(
+    method: str, tune: str, tiny_model_dir: Path, tmp_path: Path, options_of: OptionsOf
+):
+    """With DDP, accumulation and rows of their own that the processes share, losses are as in one.
+
+    Replicas are identical. SAP's probe takes a step of full length however small its gradient is, so that rounding
+    shows in the weights.
+    """
+    own = {"method_options": options_of(method), "gradient_accumulation_steps": 2, "warmup_phase_steps": None}
+    more = ["--method", method, *(["--lora"] if tune == "lora" else []), "--more", json.dumps(own)]
+    parts = results(tiny_model_dir, tmp_path, *more, also="LlamaForCausalLM" if method == "sap" else "")
+    alone = run(tiny_model_dir, tmp_path / "alone", method, ADAPTER if tune == "lora" else None, processes=1, **own)
+    for part in parts:
+        assert part["losses"] == pytest.approx(alone["losses"], rel=1e-2 if method == "sap" else 1e-3)
+    assert_same(parts[0]["end"], parts[1]["end"])
+    for name, value in alone["end"].items() if method != "sap" else ():
+        torch.testing.assert_close(parts[0]["end"][name], value, rtol=1e-2, atol=2e-3, msg=name)
+
+
+@pytest.mark.long
+def test_sharded_weights_are_refused_by_methods_that_act_around_steps(
+    tiny_model_dir: Path, tmp_path: Path, options_of: OptionsOf
+):
+    """With FSDP2 one sentence says so before anything is trained."""
+    settings = json.dumps({"method_options": options_of("lisa")})
+    refused = launch(tiny_model_dir, tmp_path, "--method", "lisa", "--more", settings, how=SHARDED)
+    assert refused.returncode != 0
+    assert 'method "lisa" needs whole weights and gradients in each process, which FSDP divides' in refused.stderr
+
+
+@pytest.mark.long
+def test_safety_layers_are_frozen_in_shards_too(tiny_model_dir: Path, tmp_path: Path):
+    """With FSDP2 and the layers named, those stay as they were, and the others train as in one process."""
+    own = {"method_options": {"layers": [1, 1]}, "warmup_phase_steps": None}
+    parts = results(tiny_model_dir, tmp_path, "--method", "sppft", "--more", json.dumps(own), how=SHARDED)
+    before, after = parts[0]["starts"]["main"], parts[0]["end"]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert not any(".layers.1." in name for name in moved)
 
 
 def test_a_sharded_model_is_saved_whole(tiny_model_dir: Path, tmp_path: Path):

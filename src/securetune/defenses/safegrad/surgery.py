@@ -8,7 +8,8 @@ Fidelity: the test and the projection are global, once an optimizer step, and th
 to the model, as in algorithm 1. The paper's text was not at hand in full: that the divergence is averaged over the
 tokens of a refusal, at a temperature of 1, and that the alignment batch is as large as the user's, is our choice. The
 gradients are combined before clipping and before the optimizer, so that Adam scales what is left of them. With
-accumulation there is one alignment batch an optimizer step.
+accumulation there is one alignment batch an optimizer step. The first step is plain: the model is the start model, a is
+zero but for rounding, and Adam would make steps of full length of that.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class GradientSurgery(Defense):
 
     def adjust_gradients(self, step: OptimizerStep) -> None:
         """Take the conflict out, and add the alignment gradient."""
-        if not self._acts:
+        if not self._acts or step.number == 0:
             return
         weights = [weight for weight in step.model.parameters() if weight.grad is not None]
         batch = step.alignment_batch(ALIGNMENT, step.number)
@@ -116,7 +117,8 @@ class GradientSurgery(Defense):
             model.train(was_training)
         with step.autocast():
             now = _log_probabilities(step.model, inputs, learned)
-        return (start.exp() * (start - now)).sum(dim=-1).mean()
+        (tokens,) = step.averaged([learned.sum().float()])  # processes may have different numbers of them
+        return (start.exp() * (start - now)).sum() / tokens
 
     def _as_start(self, model: nn.Module) -> AbstractContextManager[Any]:
         if self._start is not None:

@@ -220,7 +220,7 @@ def _refined(counts: _Try, initial: LayerRange, layer_count: int) -> SafetyLayer
         return None
     scale, by_last = enough
     last = counts.best(by_last)
-    starts = range(max(0, first - _REACH), min(last, first + _REACH) + 1)
+    starts = reversed(range(max(0, first - _REACH), min(last, first + _REACH) + 1))  # of equal ones the shortest range
     by_first = {start: counts.scaled(LayerRange(start, last), scale) for start in starts}
     evidence = {
         "counted": counts.requests,
