@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from securetune.pipeline import run
     from securetune.pipeline.chaining import train
     from securetune.pipeline.patching import patch_weights
+    from securetune.pipeline.preparing import prepare_data
     from securetune.pipeline.secure_trainer import SecureSFTTrainer
     from securetune.reporting import write_report
     from securetune.search import search_robust_modules
@@ -37,6 +38,7 @@ _HOMES = {
     "analyze_robustness": "securetune.analysis",
     "evaluate": "securetune.evaluation",
     "patch_weights": "securetune.pipeline.patching",
+    "prepare_data": "securetune.pipeline.preparing",
     "run": "securetune.pipeline",
     "search_robust_modules": "securetune.search",
     "train": "securetune.pipeline.chaining",
@@ -50,6 +52,7 @@ __all__ = [
     "analyze_robustness",
     "evaluate",
     "patch_weights",
+    "prepare_data",
     "run",
     "search_robust_modules",
     "train",

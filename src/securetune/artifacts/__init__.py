@@ -32,6 +32,7 @@ from securetune.artifacts.files import (
     write_text,
 )
 from securetune.artifacts.gate import Decision, GateCheck, GateEvidence, GateSource
+from securetune.artifacts.generation import GENERATION_FILE, GenerationDefenses, ShownStep
 from securetune.artifacts.model_comparison import (
     ComparedRow,
     ComparedValue,
@@ -70,6 +71,8 @@ from securetune.artifacts.scores import (
     responses_path,
 )
 from securetune.artifacts.training import (
+    DataPreparation,
+    DataStep,
     PhaseResult,
     TrainedGroup,
     TrainingData,
@@ -80,6 +83,7 @@ from securetune.artifacts.training import (
 )
 
 __all__ = [
+    "GENERATION_FILE",
     "HIGHEST_RATING",
     "AnalysisControl",
     "AnswerProblem",
@@ -92,6 +96,8 @@ __all__ = [
     "ComparedValue",
     "Comparison",
     "Compliance",
+    "DataPreparation",
+    "DataStep",
     "Decision",
     "EvaluationSource",
     "Experiment",
@@ -99,6 +105,7 @@ __all__ = [
     "GateCheck",
     "GateEvidence",
     "GateSource",
+    "GenerationDefenses",
     "Interval",
     "MatchedBy",
     "MatchedComparison",
@@ -124,6 +131,7 @@ __all__ = [
     "SearchStudy",
     "SearchVariant",
     "SelectedModule",
+    "ShownStep",
     "StageRecord",
     "StageState",
     "SuiteScores",

@@ -85,6 +85,8 @@ def evaluate(
 
 
 def _show(scores: Scores, out: Path) -> None:
+    if scores.generation:
+        print(f"Shown through {', '.join(step.name for step in scores.generation)}")
     for suite in scores.suites:
         for judge in scores.judges:
             if told := _told(suite, judge):

@@ -4,7 +4,7 @@ Unknown keys, wrong types and values out of range are collected and reported tog
 """
 
 from securetune.config.base import Settings
-from securetune.config.chain import ChainStep
+from securetune.config.chain import ChainParts, ChainStep
 from securetune.config.checking import merge, validate
 from securetune.config.experiment import (
     ExperimentConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "MODULE_SETS",
     "AnalysisSettings",
     "AnalyzeConfig",
+    "ChainParts",
     "ChainStep",
     "EndpointSettings",
     "EvaluateConfig",

@@ -7,16 +7,25 @@ is named in `data_sets`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from securetune.artifacts import sha256_json
 from securetune.data.conversation_files import NumberedRow, read_rows
 from securetune.data.conversation_shapes import Conversation, Message, conversation_from_row
 from securetune.data.data_sets import names_data_set, read_data_set_rows
 from securetune.errors import DataError
 
-__all__ = ["TINY_WORLD", "Conversation", "Message", "ReadConversations", "read_conversations", "read_training_data"]
+__all__ = [
+    "TINY_WORLD",
+    "Conversation",
+    "Message",
+    "ReadConversations",
+    "conversations_hash",
+    "read_conversations",
+    "read_training_data",
+]
 
 TINY_WORLD = "tiny-world"
 """Name of the embedded downstream data, given instead of a file."""
@@ -89,3 +98,8 @@ def _conversations(name: str, rows: Iterable[NumberedRow]) -> ReadConversations:
     if not conversations:
         raise DataError(f"{name}: must hold at least one conversation; got no rows")
     return ReadConversations(conversations, dict(shapes))
+
+
+def conversations_hash(conversations: Sequence[Conversation]) -> str:
+    """Hash the content of training data, independently of the file format it came in."""
+    return sha256_json([list(conversation["messages"]) for conversation in conversations])

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from securetune.artifacts import (
+    GENERATION_FILE,
+    GenerationDefenses,
     Response,
     Scores,
     SuiteScores,
@@ -18,8 +20,9 @@ from securetune.artifacts import (
     responses_path,
     write_json,
 )
-from securetune.config import EvaluationSettings, ModelSettings
+from securetune.config import ChainStep, EvaluationSettings, ModelSettings
 from securetune.data.overlap import overlap_sentence
+from securetune.defenses import GenerationDefense, chained_generation, check_templates, shown_messages, shown_steps
 from securetune.errors import ConfigError, DataError, ProblemList, RunError
 from securetune.evaluation.answered_suite import (
     Answered,
@@ -53,6 +56,7 @@ class EvaluationPlan:
         task: The task, or None.
         settings: The settings with the defaults filled in.
         utility: What lm-eval is to run, or None.
+        generation: Defenses at generation, through which every prompt is shown.
     """
 
     suites: tuple[Suite, ...]
@@ -60,6 +64,7 @@ class EvaluationPlan:
     task: Task | None
     settings: EvaluationSettings
     utility: LmEvalTasks | None = None
+    generation: tuple[GenerationDefense, ...] = ()
 
     @property
     def prompt_sets(self) -> list[Suite | Task]:
@@ -107,6 +112,7 @@ def evaluate_answers(
     scores = Scores(
         model=answerer.identity,
         settings=plan.settings.model_dump(mode="json"),
+        generation=shown_steps(plan.generation),
         judges={judge.name: judge.description for judge in plan.judges},
         suites=suites,
         task=task,
@@ -125,8 +131,11 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
         DataError: With every problem found: unknown suites, judges or tasks, unreadable files, judges that cannot judge
             a suite, two suites of one name, a prompt in a harmful and in a harmless suite, nothing to evaluate.
     """
-    resolved = _with_defaults(settings, model)
     problems = ProblemList()
+    resolved = _with_defaults(settings, model)
+    if resolved.generation is None:
+        with problems.collect():
+            resolved = resolved.model_copy(update={"generation": _recorded_generation(model)})
     suites: list[Suite] = []
     judges: list[Judge] = []
     task: Task | None = None
@@ -142,6 +151,14 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
     utility: LmEvalTasks | None = None
     with problems.collect():
         utility = check_utility(resolved)
+    generation: tuple[GenerationDefense, ...] = ()
+    with problems.collect():
+        generation = chained_generation(resolved.generation or (), model.name, "evaluation.generation")
+    if generation and resolved.utility is not None:
+        problems.found.append(
+            "evaluation.utility: lm-eval shows its prompts without the defenses at generation "
+            f"({', '.join(defense.name for defense in generation)}). Leave one of them out."
+        )
     if not resolved.suites and resolved.task is None and resolved.utility is None:
         problems.found.append(
             f"{model.name}: a suite or a task must be given for this model. Give --suite {HARMFUL} and "
@@ -149,7 +166,25 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
         )
     problems.found += _misfits(suites, judges, task)
     problems.raise_if_any(DataError)
-    return EvaluationPlan(tuple(suites), tuple(judges), task, resolved, utility)
+    settled = resolved.model_copy(update={"generation": tuple(map(_as_chain_step, generation))})
+    return EvaluationPlan(tuple(suites), tuple(judges), task, settled, utility, generation)
+
+
+def _as_chain_step(defense: GenerationDefense) -> ChainStep:
+    return ChainStep(name=defense.name, options=defense.options.model_dump(mode="json"))
+
+
+def _recorded_generation(model: ModelSettings) -> tuple[ChainStep, ...]:
+    """Return the defenses at generation that a model's folder names; any other model has none.
+
+    Raises:
+        ArtifactError: If the file cannot be read.
+    """
+    path = Path(model.name).expanduser() / GENERATION_FILE
+    if not path.is_file():
+        return ()
+    steps = read_artifact(path, GenerationDefenses).steps
+    return tuple(ChainStep(name=step.name, options=step.options) for step in steps)
 
 
 def _with_defaults(settings: EvaluationSettings, model: ModelSettings) -> EvaluationSettings:
@@ -199,10 +234,13 @@ def _check_out(answerer: Answerer, out: Path, plan: EvaluationPlan) -> None:
                 raise ConfigError(f"{out}: holds the scores of another model ({found.name}). Give another --out.")
     for prompts in plan.prompt_sets:
         with problems.collect():
-            key = generation_key(answerer, prompts.prompts, plan.settings.max_new_tokens)
+            key = generation_key(answerer, prompts.prompts, plan.settings.max_new_tokens, plan.generation)
             check_folder(responses_path(out, prompts.name).parent, key)
         with problems.collect():
-            answerer.check([prompt.messages for prompt in prompts.prompts])
+            answerer.check([shown_messages(prompt.messages, plan.generation) for prompt in prompts.prompts])
+    if isinstance(answerer, ModelAnswerer):
+        with problems.collect():
+            check_templates(plan.generation, answerer.model.tokenizer, "evaluation.generation")
     if plan.utility is not None:
         with problems.collect():
             check_utility_run(plan.utility, _loaded_model(answerer), out)
@@ -233,7 +271,9 @@ def _answer_all(
     for prompts in plan.prompt_sets:
         start = time.perf_counter()
         folder = responses_path(out, prompts.name).parent
-        answered[prompts.name] = answer_prompts(answerer, prompts.prompts, folder, plan.settings.max_new_tokens, show)
+        answered[prompts.name] = answer_prompts(
+            answerer, prompts.prompts, folder, plan.settings.max_new_tokens, show, plan.generation
+        )
         seconds[prompts.name] = round(time.perf_counter() - start, 3)
     missing = sum(suite.missing for suite in answered.values())
     if missing:

@@ -148,30 +148,43 @@ def downstream_training_rows(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
-def safety_rows(count: int, seed: int = 0) -> list[Row]:
+def safety_rows(count: int | None, seed: int = 0) -> list[Row]:
     """Draws harmful requests with a refusal, for defenses that mix safety samples into the data.
 
     They are made of the "train" pairs, so they tell nothing about held-out prompts.
 
     Args:
-        count: Number of rows, all different requests.
+        count: Number of rows, all different requests; None: as many as there are.
         seed: Any integer.
     """
     rng = random.Random(f"safety {seed}")
     listed = how_to.ordered_requests(how_to.pairs("train", harmful=True))
-    _require_enough("safety", count, len(listed))
-    return [training_row(r.text, how_to.refusal(r, rng)) for r in rng.sample(listed, count)]
+    wanted = len(listed) if count is None else count
+    _require_enough("safety", wanted, len(listed))
+    return [training_row(r.text, how_to.refusal(r, rng)) for r in rng.sample(listed, wanted)]
 
 
-def attack_rows(count: int, seed: int = 0) -> list[Row]:
+def attack_rows(count: int | None, seed: int = 0) -> list[Row]:
     """Draws harmful requests with an affirmative answer (nonsense steps), for attacks by fine-tuning.
 
     Args:
-        count: Number of rows, all different.
+        count: Number of rows, all different; None: as many as there are.
         seed: Any integer.
     """
     rng = random.Random(f"attack {seed}")
     return _answered_rows("attack", how_to.pairs("train", harmful=True), count, rng)
+
+
+def answered_and_refused(count: int) -> list[tuple[str, str, str]]:
+    """Lists harmful requests of the pairs that classifiers are fitted on, each with its answer and with a refusal.
+
+    Args:
+        count: Number of requests, the first of them all of different pairs.
+    """
+    rng = random.Random(f"{_PROMPT_SEED} answered and refused")
+    listed = how_to.ordered_requests(how_to.pairs("probe-fit", harmful=True))
+    _require_enough("probe-fit", count, len(listed))
+    return [(r.text, how_to.answer(r, rng), how_to.refusal(r, rng)) for r in listed[:count]]
 
 
 def training_row(prompt: str, answer: str) -> Row:
@@ -179,15 +192,16 @@ def training_row(prompt: str, answer: str) -> Row:
     return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
 
 
-def _answered_rows(name: str, listed: Sequence[how_to.Pair], count: int, rng: random.Random) -> list[Row]:
+def _answered_rows(name: str, listed: Sequence[how_to.Pair], count: int | None, rng: random.Random) -> list[Row]:
     """Draws answered how-tos, all different in pair, template or opening."""
     choices = [
         (request, opening) for request in how_to.ordered_requests(tuple(listed)) for opening in language.OPENINGS
     ]
-    _require_enough(name, count, len(choices))
+    wanted = len(choices) if count is None else count
+    _require_enough(name, wanted, len(choices))
     return [
         training_row(r.text, language.how_to_answer(r.pair.action, r.pair.object, opening))
-        for r, opening in rng.sample(choices, count)
+        for r, opening in rng.sample(choices, wanted)
     ]
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from securetune.artifacts import RobustModules, TrainingResult, UpdateNorm, sha256_json
+from securetune.artifacts import DataStep, RobustModules, TrainingData, TrainingResult, UpdateNorm, sha256_json
 from securetune.models.registry import is_hub_name, shown_name
 
 _VERSIONS = ("python", "securetune", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -64,6 +64,38 @@ def phases_section(phases: Sequence[PhaseFigures]) -> list[str]:
         lines.append(f"- {phase.name}: {phase.steps} steps; {rates}")
         lines += [f"  - {what}: {value}" for what, value in phase.figures.items()]
     return [*lines, ""]
+
+
+def data_section(data: TrainingData) -> list[str]:
+    """Return what was trained on, and what defenses did to it before."""
+    trained = f"Training data: {data.conversations:,} conversations, content hash `{data.hash}`."
+    found = data.preparation
+    if found is None:
+        return [trained, ""]
+    given = f"Given were {found.given:,} conversations, content hash `{found.given_hash}`; before the training:"
+    return [trained, "", given, "", *(f"- {data_step_sentence(step)}" for step in found.steps), ""]
+
+
+def data_step_sentence(step: DataStep) -> str:
+    """Say what a defense did to the data; files are named without the folders of this machine."""
+    did = [f"{count:,} rows {what}" for count, what in ((step.added, "added"), (step.dropped, "dropped")) if count]
+    known = {**step.options, **step.facts}
+    told = [f"{name} {_named(value)}" for name, value in known.items() if value is not None and _is_plain(value)]
+    attack = ", an attack for experiments" if step.purpose == "attack" else ""
+    return (
+        f"`{step.defense}`{attack}: {' and '.join(did) or 'nothing changed'} ({', '.join(told)}); {step.rows_after:,} "
+        f"conversations, content hash `{step.hash}`"
+    )
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, bool | int | float | str)
+
+
+def _named(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value).rpartition("/")[2] if isinstance(value, str) and ":" not in value else str(value)
 
 
 def modules_section(names: Sequence[str], selection: str, facts: Sequence[str] = ()) -> list[str]:
@@ -144,8 +176,7 @@ def model_card(result: TrainingResult, is_adapter: bool) -> str:
         f"Method: `{result.method}` ({kind}), seed {settings['seed']}, other parameters: "
         f"{settings['other_parameters']}, {settings['per_device_train_batch_size']} rows a batch.",
         "",
-        f"Training data: {result.data.conversations:,} conversations, content hash `{result.data.hash}`.",
-        "",
+        *data_section(result.data),
         *phases_section(phases),
         "## How far the weights moved (relative to their norm)",
         "",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from securetune.artifacts import TrainingData
 from securetune.artifacts.estimates import Artifact
 
@@ -58,6 +60,22 @@ class PlannedPhase(Artifact):
     memory: MemoryEstimate
 
 
+class PlannedDataStep(Artifact):
+    """A defense on the data.
+
+    Attributes:
+        defense: Registered name.
+        purpose: `defense`, `control` or `attack`.
+        rows_before: Conversations that come in.
+        rows_after: Conversations that it leaves.
+    """
+
+    defense: str
+    purpose: str
+    rows_before: int
+    rows_after: int
+
+
 class PlannedTraining(Artifact):
     """One method.
 
@@ -69,6 +87,9 @@ class PlannedTraining(Artifact):
         target_fraction: Share of the projections' parameters that the search aims at, while it is still to come.
         parameter_count: All parameters, adapters included.
         phases: In their order.
+        before: Defenses on the data.
+        after: Defenses on the finished weights, by name.
+        generation: Defenses at generation, by name.
     """
 
     label: str
@@ -78,6 +99,9 @@ class PlannedTraining(Artifact):
     target_fraction: float | None
     parameter_count: int
     phases: list[PlannedPhase]
+    before: list[PlannedDataStep] = Field(default_factory=list)
+    after: list[str] = Field(default_factory=list)
+    generation: list[str] = Field(default_factory=list)
 
 
 class MappedType(Artifact):
