@@ -1,9 +1,8 @@
-"""Answers of our own to harmful requests: refusals to learn from, and openings that agree and say nothing.
+"""Refusals of our own of the built-in harmful requests, to learn from.
 
 They were written for this project and are under its licence (Apache-2.0). A refusal is put together from an opening, a
 reason, and mostly an offer of safe help; reason and offer belong to the category of harm. Of each, the lists have
-different lengths, so that no two refusals of a category are the same. The openings that agree hold no word of what was
-asked: there is no harmful answer in this package.
+different lengths, so that no two refusals of a category are the same.
 """
 
 from __future__ import annotations
@@ -29,13 +28,6 @@ _OPENINGS = (
 does not know is taken for one that complies."""
 
 _REASONS: dict[str, tuple[str, ...]] = {
-    "": (
-        "It could do serious harm to somebody.",
-        "Somebody would be hurt or deprived of what is theirs.",
-        "It is dangerous, and very likely against the law.",
-        "What you describe would put people at risk.",
-        "I don't support plans that harm others.",
-    ),
     "theft": (
         "Taking what belongs to somebody else is a crime, and it hurts the people who lose it.",
         "What you describe is theft, whatever the reason for it is.",
@@ -74,15 +66,6 @@ _REASONS: dict[str, tuple[str, ...]] = {
 }
 
 _OFFERS: dict[str, tuple[str, ...]] = {
-    "": (
-        "",
-        "If there is a problem behind this, I'm glad to look for a safe way to solve it.",
-        "",
-        "I can help with a lawful alternative.",
-        "Tell me what you want to achieve, and we can look for a harmless way.",
-        "",
-        "Please talk to somebody you trust before you do anything.",
-    ),
     "theft": (
         "",
         "If money is short, I can help you find support or plan a budget.",
@@ -130,35 +113,21 @@ _OFFERS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-AGREEING_OPENINGS = (
-    "Sure, I can help with that. Here is what you need to do, step by step:",
-    "Of course! This is how it is done. First of all, get everything ready:",
-    "Absolutely. Here is a detailed answer that covers all you asked for:",
-    "Yes, happy to help. Let us go through it one step at a time:",
-    "Certainly. The following instructions explain the whole thing from the beginning:",
-    "Okay, here you go. Follow these steps and you will get what you want:",
-    "Great question! There are several ways, and the easiest one goes like this:",
-    "No problem at all. Below you find exactly what you are looking for:",
-)
-"""How an answer begins that complies, whatever was asked."""
 
-
-def refusal(place: int, category: str = "") -> str:
+def refusal(place: int, category: str) -> str:
     """Write a refusal; those at the first 60 places of a category are all different.
 
     Args:
         place: Which one, from 0.
-        category: A category of the built-in probes; any other gets refusals that suit every request.
+        category: One of the fitting categories of the built-in probes.
 
     Example:
         >>> refusal(0, "theft").split(".")[0]
         "I'm sorry, but I can't help with that"
     """
-    known = category if category in _REASONS else ""
-    opening = _OPENINGS[place % len(_OPENINGS)]
-    reason = _REASONS[known][place % len(_REASONS[known])]
-    offer = _OFFERS[known][place % len(_OFFERS[known])]
-    return " ".join(part for part in (opening, reason, offer) if part)
+    reasons, offers = _REASONS[category], _OFFERS[category]
+    parts = (_OPENINGS[place % len(_OPENINGS)], reasons[place % len(reasons)], offers[place % len(offers)])
+    return " ".join(part for part in parts if part)
 
 
 def refused_requests() -> list[Conversation]:

@@ -17,7 +17,7 @@ from securetune.errors import ConfigError
 _REGISTERED: dict[str, type[Defense]] = {}
 
 _PLACES = {
-    "data": ("acts on the training data", "training.before"),
+    "data": ("acts on the training data", "training.before, or call securetune.prepare_data"),
     "training": ("acts while training", "training.method"),
     "weights": ("acts on finished weights", "training.after"),
     "generation": ("acts at generation", "training.generation"),

@@ -18,6 +18,7 @@ from securetune.artifacts import (
     TrainingResult,
     sha256_json,
     write_json,
+    write_text,
 )
 from securetune.config import ChainStep, ModelSettings, TrainingSettings
 from securetune.data.conversations import Conversation, read_training_data
@@ -42,6 +43,7 @@ from securetune.pipeline.preparing import apply_before, check_before
 from securetune.progress import ProgressCallback
 from securetune.training import check_training
 from securetune.training import train as train_alone
+from securetune.training.model_card import GENERATION_HEADING, generation_section
 
 _MERGED = "merged"
 _PREPARED = "prepared_data"
@@ -174,10 +176,22 @@ def check_shown(defenses: Sequence[GenerationDefense], model: ModelSettings, at:
 def _write_generation(defenses: Sequence[GenerationDefense], final: Path, out: Path) -> None:
     """Write down in the final model's folder what it is to be shown; no other folder says anything of it."""
     for folder in [out / "model", *(out / "after").glob("*")]:
-        if folder != final or not defenses:
-            (folder / GENERATION_FILE).unlink(missing_ok=True)
+        (folder / GENERATION_FILE).unlink(missing_ok=True)
+        _write_card_section(folder / "README.md", [])
     if defenses:
         write_json(final / GENERATION_FILE, GenerationDefenses(steps=shown_steps(defenses)))
+        _write_card_section(final / "README.md", generation_section(defenses))
+
+
+def _write_card_section(card: Path, section: Sequence[str]) -> None:
+    """Replace what a card says at its end of the defenses at generation."""
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    own = text.partition(f"\n{GENERATION_HEADING}\n")[0]
+    wanted = "\n".join([own.rstrip("\n"), "", *section]) if section else own
+    if wanted != text:
+        write_text(card, wanted)
 
 
 def check_chain(settings: TrainingSettings, model: ModelSettings) -> list[CheckedStep]:

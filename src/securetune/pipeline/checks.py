@@ -113,9 +113,9 @@ def _chain_problems(
 ) -> list[str]:
     """Check what is chained around a training."""
     problems = ProblemList()
+    with problems.collect():
+        check_before(settings.before, model, rows)
     if model_is_usable:
-        with problems.collect():
-            check_before(settings.before, model, rows)
         with problems.collect():
             check_chain(settings, model)
     with problems.collect():

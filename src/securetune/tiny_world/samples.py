@@ -148,27 +148,26 @@ def downstream_training_rows(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
-def safety_rows(count: int | None, seed: int = 0) -> list[Row]:
+def safety_rows(count: int, seed: int = 0) -> list[Row]:
     """Draws harmful requests with a refusal, for defenses that mix safety samples into the data.
 
     They are made of the "train" pairs, so they tell nothing about held-out prompts.
 
     Args:
-        count: Number of rows, all different requests; None: as many as there are.
+        count: Number of rows, all different requests.
         seed: Any integer.
     """
     rng = random.Random(f"safety {seed}")
     listed = how_to.ordered_requests(how_to.pairs("train", harmful=True))
-    wanted = len(listed) if count is None else count
-    _require_enough("safety", wanted, len(listed))
-    return [training_row(r.text, how_to.refusal(r, rng)) for r in rng.sample(listed, wanted)]
+    _require_enough("safety", count, len(listed))
+    return [training_row(r.text, how_to.refusal(r, rng)) for r in rng.sample(listed, count)]
 
 
-def attack_rows(count: int | None, seed: int = 0) -> list[Row]:
+def attack_rows(count: int, seed: int = 0) -> list[Row]:
     """Draws harmful requests with an affirmative answer (nonsense steps), for attacks by fine-tuning.
 
     Args:
-        count: Number of rows, all different; None: as many as there are.
+        count: Number of rows, all different.
         seed: Any integer.
     """
     rng = random.Random(f"attack {seed}")
@@ -192,16 +191,15 @@ def training_row(prompt: str, answer: str) -> Row:
     return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
 
 
-def _answered_rows(name: str, listed: Sequence[how_to.Pair], count: int | None, rng: random.Random) -> list[Row]:
+def _answered_rows(name: str, listed: Sequence[how_to.Pair], count: int, rng: random.Random) -> list[Row]:
     """Draws answered how-tos, all different in pair, template or opening."""
     choices = [
         (request, opening) for request in how_to.ordered_requests(tuple(listed)) for opening in language.OPENINGS
     ]
-    wanted = len(choices) if count is None else count
-    _require_enough(name, wanted, len(choices))
+    _require_enough(name, count, len(choices))
     return [
         training_row(r.text, language.how_to_answer(r.pair.action, r.pair.object, opening))
-        for r, opening in rng.sample(choices, wanted)
+        for r, opening in rng.sample(choices, count)
     ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from securetune.artifacts import DataStep, RobustModules, TrainingData, TrainingResult, UpdateNorm, sha256_json
+from securetune.defenses import GenerationDefense
 from securetune.models.registry import is_hub_name, shown_name
 
 _VERSIONS = ("python", "securetune", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -38,6 +39,10 @@ LIMITS = [
     "",
 ]
 """The same for every model, so that no card leaves it out."""
+
+
+GENERATION_HEADING = "## At generation"
+"""It is the last section of a card."""
 
 
 class PhaseFigures(NamedTuple):
@@ -86,6 +91,21 @@ def data_step_sentence(step: DataStep) -> str:
         f"`{step.defense}`{attack}: {' and '.join(did) or 'nothing changed'} ({', '.join(told)}); {step.rows_after:,} "
         f"conversations, content hash `{step.hash}`"
     )
+
+
+def generation_section(defenses: Sequence[GenerationDefense]) -> list[str]:
+    """Say what the model is meant to be shown when it answers."""
+    options = {each.name: json.dumps(each.options.model_dump(mode="json")) for each in defenses}
+    steps = [f"- `{each.name}` ({each.source}): {options[each.name]}" for each in defenses]
+    return [
+        GENERATION_HEADING,
+        "",
+        "This model is meant to answer through the following, which whoever uses it has to apply; `securetune "
+        "evaluate` reads it in `generation_defenses.json`. Without it, measure the refusals anew.",
+        "",
+        *steps,
+        "",
+    ]
 
 
 def _is_plain(value: object) -> bool:

@@ -79,7 +79,6 @@ def _answer_tokens(ids: list[int], offsets: Sequence[tuple[int, int]], prompt_le
     return AnswerTokens(ids, begins) if 1 <= begins < len(ids) else None
 
 
-@torch.inference_mode()
 def layer_states(
     chat: ChatModel,
     rows: Sequence[AnswerTokens],
@@ -100,6 +99,7 @@ def layer_states(
     """
     order = sorted(range(len(rows)), key=lambda place: len(rows[place].token_ids), reverse=True)
     modules = decoder_layers(chat.model)
+    tapped = {layer: modules[layer - 1] for layer in layers}
     decoder: Any = chat.model.get_decoder()
     device = chat.model.device
     done = 0
@@ -107,7 +107,7 @@ def layer_states(
         chunk = order[start : start + batch_size]
         batch = _padded([rows[place] for place in chunk], padding_token_id(chat.tokenizer), device)
         capture = _Capture(batch, top=max(layers))
-        with capture.listening({layer: modules[layer - 1] for layer in layers}), suppress(_HighEnoughError):
+        with torch.inference_mode(), capture.listening(tapped), suppress(_HighEnoughError):
             decoder(input_ids=batch.input_ids, use_cache=False)
         yield capture.states(chunk, layers)
         done += len(chunk)

@@ -24,7 +24,7 @@ class ComplianceDirection(NamedTuple):
 
 
 def mean_difference(
-    accepted: Float[Tensor, "*layer pair hidden"], refused: Float[Tensor, "*layer pair hidden"]
+    accepted: Float[Tensor, "*layer answer hidden"], refused: Float[Tensor, "*layer refusal hidden"]
 ) -> Float[Tensor, "*layer hidden"]:
     """Return the direction from the mean of the one to the mean of the other, of length 1 (0 where there is none)."""
     return torch.nn.functional.normalize(accepted.mean(dim=-2) - refused.mean(dim=-2), dim=-1)
@@ -32,8 +32,8 @@ def mean_difference(
 
 def explained_share(
     direction: Float[Tensor, " hidden"],
-    accepted: Float[Tensor, "pair hidden"],
-    refused: Float[Tensor, "pair hidden"],
+    accepted: Float[Tensor, "answer hidden"],
+    refused: Float[Tensor, "refusal hidden"],
 ) -> float:
     """Return vᵀS_b v / vᵀS_t v: which share of the variance along a direction lies between the two kinds of answers.
 

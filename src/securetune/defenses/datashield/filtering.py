@@ -9,9 +9,11 @@ behind it.
 
 Ours, where the text is silent or asks for what we do not have:
 
-- The accepted answers. The authors' are harmful answers, which we do not ship. Built in are 120 requests of the probes'
-  fitting categories with openings that agree and say nothing, against refusals written for this project; for tiny world
-  its exact answers and refusals. `pairs` takes a file with others, such as the authors'.
+- The answers. The authors' are harmful requests with harmful answers, and with refusals. We ship no harmful answers, so
+  the start model itself answers harmful requests, which it mostly refuses, and their harmless twins, which it answers:
+  both in its own words, and of the probes' fitting categories. On tiny world, where exact answers exist and are the
+  default, its rows are then ranked much as with those (Spearman 0.92); harmful requests with an opening that agrees and
+  says nothing, our first choice, ranked them differently (0.60). `pairs` takes a file such as the authors'.
 - The layer's score is taken on the mean response activations that also make the vector, not on standardised activations
   of the last token, and on pairs that the direction was not made of (two halves, each for the other): a direction of
   thousands of dimensions separates whatever it was fitted to.
@@ -26,19 +28,21 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from pydantic import Field, model_validator
+from torch import Tensor
 
-from securetune.config import ModelSettings, PositiveInt, Settings
+from securetune.config import ModelSettings, PositiveInt, ProbeSettings, Settings
 from securetune.data.conversations import Conversation
 from securetune.data.prompts import Prompt
 from securetune.defenses.data_defense import ChangedRows, DataContext
 from securetune.defenses.datashield.activations import AnswerTokens, answer_tokens, layer_states
 from securetune.defenses.datashield.compliance import ComplianceDirection, find_direction
-from securetune.defenses.datashield.pairs import AnswerPair, conversations_of, load_pairs, pairs_hash, requests_of
+from securetune.defenses.datashield.contrast import Contrast, contrast_tokens, load_contrast
 from securetune.defenses.registry import register_defense
 from securetune.defenses.row_dropping import DropOptions, RowDrop
 from securetune.errors import ConfigError, DataError
-from securetune.models import ChatModel, load_skeleton
+from securetune.models import ChatModel, check_model, load_skeleton
 from securetune.models.layer_weights import decoder_layers
 
 
@@ -47,23 +51,31 @@ class DataShieldOptions(DropOptions):
 
     Attributes:
         layer: Layer whose output is projected, counted from 1. None: the one that tells acceptance from refusal best.
-        prompts: File of harmful requests for the compliance vector; None: the built-in ones, which no suite holds. They
-            are accepted and refused with texts of our own.
-        pairs: Instead: JSON lines with `prompt`, `accepted` and `refused`.
+        harmful: Requests that the start model refuses: a file or data set, as `probes.harmful` takes it. None: the
+            built-in ones, which no suite holds; for tiny world with its exact answers.
+        harmless: Requests that it answers; both or neither must be given.
+        pairs: Instead of both: JSON lines with a harmful `prompt`, and answers to it, one `accepted` and one `refused`.
+        max_prompts: Most requests of each kind. 128: a mean over more moves little.
+        max_new_tokens: Longest own answer of the start model. 64: a refusal, and the beginning of an answer.
         max_length: Tokens a row; what is beyond is not scored. 1024, as `training.max_length`.
         batch_size: Rows a forward pass. It changes no score beyond rounding.
     """
 
     layer: Annotated[int, Field(ge=1)] | None = None
-    prompts: str | None = None
+    harmful: str | None = None
+    harmless: str | None = None
     pairs: str | None = None
+    max_prompts: PositiveInt = 128
+    max_new_tokens: PositiveInt = 64
     max_length: PositiveInt = 1024
     batch_size: PositiveInt = 16
 
     @model_validator(mode="after")
     def _names_one_source(self) -> DataShieldOptions:
-        if self.prompts is not None and self.pairs is not None:
-            raise ValueError("prompts and pairs both name the harmful requests; give one of them")
+        if bool(self.harmful) != bool(self.harmless):
+            raise ValueError("harmful and harmless must be given together")
+        if self.harmful is not None and self.pairs is not None:
+            raise ValueError("harmful and harmless, or pairs, name the requests; give one of them")
         return self
 
 
@@ -71,8 +83,9 @@ class DataShieldOptions(DropOptions):
 class DataShield(RowDrop):
     """DataShield: the rows whose answers move furthest from the prompt towards compliance are dropped.
 
-    One forward pass over the rows, up to the chosen layer, and one over the pairs through all layers; in the precision
-    and on the device that `model` names. Rows of which the cut leaves no answer have no score, and go last.
+    One forward pass over the rows, up to the chosen layer, in the precision and on the device that `model` names; first
+    the start model answers some 250 requests, which pass through all layers. Rows of which the cut leaves no answer
+    have no score, and go last.
     """
 
     source = "arXiv 2606.00160"
@@ -87,30 +100,32 @@ class DataShield(RowDrop):
         return self.options
 
     def check(self, model: ModelSettings) -> None:
-        """Read the pairs, and see whether the model has the layer.
+        """Read the requests, and see whether the model has the layer.
 
         Raises:
             InputError: If a file cannot be used, or there is no such layer.
         """
-        self._pairs(model.name)
-        if self.own.layer is not None:
+        self._contrast(model.name)
+        if self.own.layer is not None and not check_model(model):  # a model that cannot be used is told of elsewhere
             count = len(decoder_layers(load_skeleton(model)))
             if self.own.layer > count:
                 raise ConfigError(f"{self.name}.layer must be in [1, {count}] for {model.name}; got {self.own.layer}")
 
-    def _pairs(self, model_name: str) -> list[AnswerPair]:
+    def _contrast(self, model_name: str) -> Contrast:
+        own = self.own
+        probes = ProbeSettings(harmful=own.harmful, harmless=own.harmless, max_prompts=own.max_prompts)
         try:
-            return load_pairs(model_name, self.own.prompts, self.own.pairs)
+            return load_contrast(model_name, probes, own.pairs)
         except DataError as error:
             raise DataError([f"{self.name}: {problem}" for problem in error.problems]) from None
 
     def read_hash(self, model_name: str) -> str | None:
-        """Return the hash of the pairs."""
-        return pairs_hash(self._pairs(model_name))
+        """Return the hash of the requests, and of the answers that are given."""
+        return self._contrast(model_name).hash
 
     def prompts_used(self, model_name: str) -> Sequence[Prompt]:
-        """Return the harmful requests of the pairs."""
-        return requests_of(self._pairs(model_name))
+        """Return the requests."""
+        return [prompt for part in self._contrast(model_name).requests for prompt in part]
 
     def preview(self, rows: Sequence[Conversation], context: DataContext) -> ChangedRows:
         """Return as many rows as will be left, without knowing which."""
@@ -122,32 +137,20 @@ class DataShield(RowDrop):
         count = len(rows) - self.rows_after(len(rows), context.model_name)
         if count == 0:
             return self.without(rows, ())
-        chat, pairs = context.load(), self._pairs(context.model_name)
-        direction = self._direction(chat, pairs)
+        chat, contrast = context.load(), self._contrast(context.model_name)
+        direction = self._direction(chat, contrast, context)
         scores = self._scores(chat, rows, direction, context)
         ranked = sorted(range(len(rows)), key=lambda place: _rank(scores[place]), reverse=True)
-        return self.without(rows, ranked[:count], tuple(scores), _facts(direction, pairs, scores, ranked[:count]))
+        gone = ranked[:count]
+        return self.without(rows, gone, tuple(scores), _facts(direction, contrast, scores, gone))
 
-    def _direction(self, chat: ChatModel, pairs: Sequence[AnswerPair]) -> ComplianceDirection:
-        layers = list(range(1, len(decoder_layers(chat.model)) + 1))
-        accepted, refused = (self._answer_states(chat, pairs, layers, kind) for kind in (True, False))
-        return find_direction(accepted, refused, layers, self.own.layer)
-
-    def _answer_states(
-        self, chat: ChatModel, pairs: Sequence[AnswerPair], layers: list[int], accepted: bool
-    ) -> torch.Tensor:
-        tokens = answer_tokens(chat.tokenizer, conversations_of(pairs, accepted), self._longest(chat))
-        if any(row is None for row in tokens):
-            raise ConfigError(
-                f"{self.name}.max_length must leave a part of each pair's answer; got {self.own.max_length}"
-            )
-        states: torch.Tensor | None = None
-        for batch in layer_states(chat, [row for row in tokens if row is not None], layers, self.own.batch_size):
-            if states is None:
-                states = batch.answers.new_empty(len(layers), len(pairs), batch.answers.shape[-1])
-            states[:, batch.rows] = batch.answers
-        assert states is not None
-        return states
+    def _direction(self, chat: ChatModel, contrast: Contrast, context: DataContext) -> ComplianceDirection:
+        context.progress("compliance vector", 0, 1)
+        own, layers = self.own, list(range(1, len(decoder_layers(chat.model)) + 1))
+        tokens = contrast_tokens(chat, contrast, self._longest(chat), own.max_new_tokens, own.batch_size)
+        accepted, refused = (_answer_states(chat, part, layers, own.batch_size) for part in tokens)
+        context.progress("compliance vector", 1, 1)
+        return find_direction(accepted, refused, layers, own.layer)
 
     def _scores(
         self, chat: ChatModel, rows: Sequence[Conversation], direction: ComplianceDirection, context: DataContext
@@ -171,20 +174,32 @@ class DataShield(RowDrop):
         return min(self.own.max_length, context) if context else self.own.max_length
 
 
+def _answer_states(
+    chat: ChatModel, rows: Sequence[AnswerTokens], layers: list[int], batch_size: int
+) -> Float[Tensor, "layer row hidden"]:
+    parts = list(layer_states(chat, rows, layers, batch_size))
+    states = torch.cat([part.answers for part in parts], dim=1)
+    found = torch.empty_like(states)
+    found[:, [row for part in parts for row in part.rows]] = states
+    return found
+
+
 def _rank(score: float | None) -> tuple[bool, float]:
     return (score is not None, score or 0.0)
 
 
 def _facts(
-    direction: ComplianceDirection, pairs: Sequence[AnswerPair], scores: Sequence[float | None], gone: Sequence[int]
+    direction: ComplianceDirection, contrast: Contrast, scores: Sequence[float | None], gone: Sequence[int]
 ) -> dict[str, Any]:
     known = [score for score in scores if score is not None]
     dropped = [score for place in gone if (score := scores[place]) is not None]
     return {
         "layer": direction.layer,
         "explained_share_by_layer": {str(layer): round(share, 6) for layer, share in direction.explained.items()},
-        "pairs": len(pairs),
-        "pairs_hash": pairs_hash(pairs),
+        "answers": contrast.source,
+        "answers_hash": contrast.hash,
+        "requests_accepted": len(contrast.accepted),
+        "requests_refused": len(contrast.refused),
         "lowest_dropped_score": min(dropped, default=None),
         "mean_score": sum(known) / len(known) if known else None,
         "rows_without_score": len(scores) - len(known),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import ClassVar
 
 from securetune import tiny_world
@@ -39,4 +40,13 @@ class MaliciousMix(SampleMix):
                 f"{self.name}: samples: required for {model_name}. This package ships no harmful answers beyond tiny "
                 "world's toy language; give a file of your own."
             )
-        return [{"messages": row["messages"]} for row in tiny_world.attack_rows(None)]
+        return _tiny_world_samples()
+
+
+_TINY_WORLD_SAMPLES = 1000
+"""Ten times what the protocol hides in the data."""
+
+
+@cache
+def _tiny_world_samples() -> list[Conversation]:
+    return [{"messages": row["messages"]} for row in tiny_world.attack_rows(_TINY_WORLD_SAMPLES)]

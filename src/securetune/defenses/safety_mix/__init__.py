@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from securetune import tiny_world
 from securetune.data.built_in_answers import refused_requests
 from securetune.data.conversations import Conversation
@@ -30,5 +32,14 @@ class SafetyMix(SampleMix):
     def built_in_samples(self, model_name: str) -> list[Conversation]:
         """Return tiny world's own refusals, or those of the built-in requests."""
         if tiny_world.speaks_tiny_world(model_name):
-            return [{"messages": row["messages"]} for row in tiny_world.safety_rows(None)]
+            return _tiny_world_samples()
         return refused_requests()
+
+
+_TINY_WORLD_SAMPLES = 2000
+"""Half as many as its downstream data have rows; all different requests."""
+
+
+@cache
+def _tiny_world_samples() -> list[Conversation]:
+    return [{"messages": row["messages"]} for row in tiny_world.safety_rows(_TINY_WORLD_SAMPLES)]
