@@ -16,7 +16,13 @@ from securetune.data.built_in_answers import exchange
 from securetune.data.prompts import prompt_of_row
 from securetune.defenses import DataContext, find_data_defense
 from securetune.defenses.datashield.activations import AnswerTokens, answer_tokens, layer_states
-from securetune.defenses.datashield.compliance import explained_share, find_direction, mean_difference
+from securetune.defenses.datashield.compliance import (
+    AnswerStates,
+    explained_share,
+    find_direction,
+    mean_difference,
+    separation,
+)
 from securetune.defenses.datashield.contrast import Contrast, contrast_tokens, load_contrast, read_pairs
 from securetune.errors import ConfigError, DataError
 from securetune.models import ChatModel, load, render_prompt
@@ -75,14 +81,28 @@ def identity_of_nothing() -> Any:
 def test_the_planted_direction_and_layer_are_found() -> None:
     """Of three layers the one in which acceptance and refusal lie apart is chosen; a named layer is taken instead."""
     torch.manual_seed(0)
-    accepted, refused = torch.randn(3, 40, 8), torch.randn(3, 40, 8)
-    accepted[1, :, 2] += 6
-    found = find_direction(accepted, refused, [1, 2, 3])
+    accepted, refused, before = torch.randn(3, 40, 8), torch.randn(3, 40, 8), torch.randn(3, 40, 8)
+    accepted[1:, :, 2] += 6
+    before[2, :20, 2] += 30  # in the last layer requests lie far apart, and with them the shifts
+    found = find_direction(AnswerStates(accepted, before), AnswerStates(refused, before), [1, 2, 3])
     assert found.layer == 2
     assert found.vector[2] > 0.95
     assert found.vector.norm() == pytest.approx(1.0)
-    assert found.explained[2] > 0.8 > 0.3 > max(found.explained[1], found.explained[3])
-    assert find_direction(accepted, refused, [1, 2, 3], chosen=3).layer == 3
+    shares = {layer: quality.explained_share for layer, quality in found.layers.items()}
+    assert min(shares[2], shares[3]) > 0.8 > 0.3 > shares[1]
+    assert found.layers[2].separation > 5 * max(found.layers[1].separation, found.layers[3].separation)
+    named = find_direction(AnswerStates(accepted, before), AnswerStates(refused, before), [1, 2, 3], chosen=3)
+    assert named.layer == 3
+
+
+def test_for_the_same_requests_the_separation_is_the_share_of_the_shifts() -> None:
+    """Where both kinds answer the same requests, it is what the explained share of their shifts is."""
+    torch.manual_seed(2)
+    before = torch.randn(12, 5)
+    accepted, refused = AnswerStates(torch.randn(12, 5) + 1, before), AnswerStates(torch.randn(12, 5), before)
+    direction = mean_difference(accepted.answers, refused.answers)
+    expected = explained_share(direction, accepted.shifts, refused.shifts)
+    assert separation(direction, accepted, refused) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_share_is_that_of_the_fisher_ratio() -> None:
@@ -156,8 +176,8 @@ def test_a_row_without_a_score_goes_last(tiny_chat_model: ChatModel, tmp_path: P
     assert found.facts["rows_without_score"] == 1
 
 
-def test_tiny_worlds_attack_rows_are_found() -> None:
-    """Among 200 rows of tiny world's downstream data, most of 20 answered harmful requests are dropped."""
+def test_tiny_worlds_attack_rows_are_found(tmp_path: Path) -> None:
+    """Of 20 answered harmful requests among 200 rows most are dropped, by exact answers and by the model's own."""
     from securetune import tiny_world
 
     rows = [{"messages": row["messages"]} for row in tiny_world.downstream_training_rows(200)]
@@ -165,6 +185,14 @@ def test_tiny_worlds_attack_rows_are_found() -> None:
     mixed = find_data_defense("malicious-mix", {"count": 20}).change(rows, context).conversations
     found = find_data_defense("datashield", {"drop_count": 20, "batch_size": 64}).change(mixed, context)
     assert sum(place >= 200 for place in found.dropped) >= 14
+    twins = {"harmful": tmp_path / "harmful.txt", "harmless": tmp_path / "harmless.txt"}
+    for kind, path in twins.items():
+        prompts = tiny_world.probe_prompts("probe-fit", kind == "harmful", 32)
+        path.write_text("\n".join(row["messages"][0]["content"] for row in prompts))
+    own = {kind: str(path) for kind, path in twins.items()}
+    by_itself = find_data_defense("datashield", {"drop_count": 20, "batch_size": 64, **own}).change(mixed, context)
+    assert by_itself.facts["answers"] == "the start model's own answers"
+    assert sum(place >= 200 for place in by_itself.dropped) >= 14
     by_chance = find_data_defense("random-drop", {"drop_count": 20}).change(mixed, context)
     assert sum(place >= 200 for place in by_chance.dropped) <= 5
 

@@ -11,12 +11,15 @@ Ours, where the text is silent or asks for what we do not have:
 
 - The answers. The authors' are harmful requests with harmful answers, and with refusals. We ship no harmful answers, so
   the start model itself answers harmful requests, which it mostly refuses, and their harmless twins, which it answers:
-  both in its own words, and of the probes' fitting categories. On tiny world, where exact answers exist and are the
-  default, its rows are then ranked much as with those (Spearman 0.92); harmful requests with an opening that agrees and
-  says nothing, our first choice, ranked them differently (0.60). `pairs` takes a file such as the authors'.
-- The layer's score is taken on the mean response activations that also make the vector, not on standardised activations
-  of the last token, and on pairs that the direction was not made of (two halves, each for the other): a direction of
-  thousands of dimensions separates whatever it was fitted to.
+  in its own words, and of the probes' fitting categories. For tiny world its exact answers are the default. `pairs`
+  takes a file such as the authors'. Openings that agree and say nothing, our first choice, did worse.
+- The layer. The authors take the best by vᵀS_b v / vᵀS_t v, of standardised activations of the last token. On tiny
+  world, with the model's own answers, that is above 0.96 in all six layers and the highest in the fifth, where the 100
+  rows to be dropped hold 28 of 100 answered harmful requests: the last prompt token of a late layer holds the coming
+  answer already. So the layer is chosen by what rows are ranked by, the distance between compliance and refusal against
+  the spread of the shifts (`compliance.LayerQuality`); there it is the third, where 98 of 100 are found. Both are
+  recorded for every layer, on answers that the direction was not made of, since a direction of thousands of dimensions
+  separates whatever it was fitted to.
 - A layer's activation is its output (the residual stream), also for the last layer; embeddings are no candidate.
 - In a conversation of several turns the last answer counts, and all that stands before it is the prompt.
 - How many rows go: the authors compare the 1,000 highest with the 1,000 lowest; here it is a share or a number.
@@ -28,16 +31,14 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from securetune.config import ModelSettings, PositiveInt, ProbeSettings, Settings
 from securetune.data.conversations import Conversation
 from securetune.data.prompts import Prompt
 from securetune.defenses.data_defense import ChangedRows, DataContext
 from securetune.defenses.datashield.activations import AnswerTokens, answer_tokens, layer_states
-from securetune.defenses.datashield.compliance import ComplianceDirection, find_direction
+from securetune.defenses.datashield.compliance import AnswerStates, ComplianceDirection, find_direction
 from securetune.defenses.datashield.contrast import Contrast, contrast_tokens, load_contrast
 from securetune.defenses.registry import register_defense
 from securetune.defenses.row_dropping import DropOptions, RowDrop
@@ -174,14 +175,11 @@ class DataShield(RowDrop):
         return min(self.own.max_length, context) if context else self.own.max_length
 
 
-def _answer_states(
-    chat: ChatModel, rows: Sequence[AnswerTokens], layers: list[int], batch_size: int
-) -> Float[Tensor, "layer row hidden"]:
+def _answer_states(chat: ChatModel, rows: Sequence[AnswerTokens], layers: list[int], batch_size: int) -> AnswerStates:
     parts = list(layer_states(chat, rows, layers, batch_size))
-    states = torch.cat([part.answers for part in parts], dim=1)
-    found = torch.empty_like(states)
-    found[:, [row for part in parts for row in part.rows]] = states
-    return found
+    order = torch.tensor([row for part in parts for row in part.rows]).argsort()
+    answers = torch.cat([part.answers for part in parts], dim=1)[:, order]
+    return AnswerStates(answers, torch.cat([part.before for part in parts], dim=1)[:, order])
 
 
 def _rank(score: float | None) -> tuple[bool, float]:
@@ -195,7 +193,10 @@ def _facts(
     dropped = [score for place in gone if (score := scores[place]) is not None]
     return {
         "layer": direction.layer,
-        "explained_share_by_layer": {str(layer): round(share, 6) for layer, share in direction.explained.items()},
+        "separation_by_layer": {str(layer): round(each.separation, 6) for layer, each in direction.layers.items()},
+        "explained_share_by_layer": {
+            str(layer): round(each.explained_share, 6) for layer, each in direction.layers.items()
+        },
         "answers": contrast.source,
         "answers_hash": contrast.hash,
         "requests_accepted": len(contrast.accepted),
