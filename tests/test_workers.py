@@ -129,6 +129,23 @@ def test_threads_are_set_before_torch(tmp_path):
     assert "TOKENIZERS_PARALLELISM" not in os.environ or os.environ["TOKENIZERS_PARALLELISM"] == "false"
 
 
+def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
+    """Workers see one GPU each, in turn, whatever this process sees; without GPUs to give out they see what it sees."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    for gpus, seen in ((("4", "7"), {"4", "7"}), ((), {"4,7"})):
+        with WorkerPool(2, threads=1, logs=tmp_path / "logs", gpus=gpus) as pool:
+            for name in ("a", "b"):
+                pool.start(name, write_gpu, str(tmp_path / name))
+            while pool.running:
+                list(pool.events())
+        assert {(tmp_path / name).read_text() for name in ("a", "b")} == seen
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,7"
+
+
+def write_gpu(path, progress):
+    Path(path).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+
+
 def write_threads(path, progress):
     import torch
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -64,6 +64,8 @@ class WorkerPool:
         count: Number of processes (≥ 1).
         threads: Threads that torch and the BLAS libraries use in each, or None for their own default.
         logs: Folder for what the workers print; a terminal with two training runs talking at once helps nobody.
+        gpus: GPUs that are given out in turn, one a worker, as `CUDA_VISIBLE_DEVICES` names them; empty: each worker
+            sees all that this process sees.
 
     Example:
         >>> with WorkerPool(1, threads=1, logs=Path("logs")) as pool:  # doctest: +SKIP
@@ -72,8 +74,9 @@ class WorkerPool:
         ...         print(event)
     """
 
-    def __init__(self, count: int, threads: int | None, logs: Path) -> None:
+    def __init__(self, count: int, threads: int | None, logs: Path, gpus: Sequence[str] = ()) -> None:
         self._threads = threads
+        self._gpus = gpus
         self._logs = logs
         self._workers = [self._spawn(number) for number in range(count)]
 
@@ -147,7 +150,8 @@ class WorkerPool:
         self._logs.mkdir(parents=True, exist_ok=True)
         log = self._logs / f"worker-{number}.log"
         process = _CONTEXT.Process(target=_serve, args=(theirs, self._threads, str(log)), daemon=True)
-        with _conditions_of_a_worker(self._threads):
+        gpu = self._gpus[number % len(self._gpus)] if self._gpus else None
+        with _conditions_of_a_worker(self._threads, gpu):
             process.start()
         theirs.close()  # so that a dead worker reads as the end of the file here
         return _Worker(process, ours, log)
@@ -161,14 +165,16 @@ def _epitaph(job: str, worker: _Worker) -> str:
 
 
 @contextmanager
-def _conditions_of_a_worker(threads: int | None) -> Iterator[None]:
-    """Set what a child inherits: Ctrl-C ignored from its first moment, and the number of BLAS threads."""
+def _conditions_of_a_worker(threads: int | None, gpu: str | None) -> Iterator[None]:
+    """Set what a child inherits: Ctrl-C ignored from its first moment, the number of BLAS threads, and its GPU."""
     before = dict(os.environ)
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
         yield
     finally:

@@ -226,7 +226,7 @@ def test_several_mistakes_at_once(files, monkeypatch):
         "model: {name: nowhere}\n"
         "data: missing.jsonl\n"
         "probes: {harmful: absent.txt, harmless: harmless.txt}\n"
-        "methods: {ift: {}, swat: {modules: gone.json}, typo: {}}\n"
+        "methods: {ift: {search: {seed: 3}}, swat: {modules: gone.json}, typo: {}}\n"
         "evaluation: {suites: [nothing.txt], judges: [nobody]}\n"
     )
     result = CliRunner().invoke(app, ["run", str(recipe), "--out", str(taken)])
@@ -236,6 +236,7 @@ def test_several_mistakes_at_once(files, monkeypatch):
         "error: nowhere",
         "missing.jsonl: no such data file",
         "absent.txt: no such file",
+        "methods.ift: search: does nothing, as no modules are searched for it",
         "methods.swat: gone.json: no such file",
         'methods.typo: method "typo" is unknown',
         "nothing.txt",

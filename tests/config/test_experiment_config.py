@@ -36,6 +36,23 @@ def test_nested_settings_are_swept():
     assert (lora.rank, lora.alpha) == (2, 7.0)
 
 
+def test_settings_of_the_search_are_swept():
+    """A key of the search gives each value a search of its own; the rest of the section stays as it is."""
+    found = check_experiment_config(
+        {
+            **FILE,
+            "search": {"seed": 7},
+            "methods": {"ift": {}, "swat": {"sweep": {"max_steps": [5], "search.target_fraction": [0.25, 0.75]}}},
+        }
+    )
+    small, large = "swat.target_fraction-0.25", "swat.target_fraction-0.75"
+    assert [found.run.search_for(label).target_fraction for label in (small, large)] == [0.25, 0.75]
+    assert found.run.search_for(small).seed == 7
+    assert found.run.search_for("ift.max_steps-10") == found.run.search
+    assert found.run.training_for(large, 0).max_steps == 5
+    assert found.points[-1].values == {"max_steps": 5, "search.target_fraction": 0.75}
+
+
 def test_every_method_is_tried_with_every_chain():
     """Chains multiply the methods; one that has a chain of its own is left alone."""
     found = check_experiment_config(
@@ -53,6 +70,10 @@ def test_every_method_is_tried_with_every_chain():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        (
+            {"methods": {"ift": {}, "swat": {"sweep": {"search.target_fraction": [0.5, 2.0]}}}},
+            "target_fraction-2.search.target_fraction must be less than or equal to 1; got 2.0",
+        ),
         ({"selection": None}, "selection: required where a method has several settings"),
         (
             {"selection": {"suites": ["tiny-world-harmful"], "task": "tiny-world-query@validation"}},

@@ -9,11 +9,12 @@ import datasets
 import pytest
 from datasets import Dataset, DatasetDict
 
-from securetune.config import ProbeSettings
+from securetune.config import ProbeSettings, check_run_config
 from securetune.data import data_sets
-from securetune.data.data_sets import names_data_set, read_data_set
+from securetune.data.conversations import read_training_data
+from securetune.data.data_sets import names_data_set, read_data_set, read_data_set_rows
 from securetune.data.prompts import load_probes
-from securetune.errors import DataError
+from securetune.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -234,3 +235,50 @@ def test_the_library_is_imported_only_for_a_data_set():
     program = "import sys; import securetune.data.prompts; print('datasets' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "numbers"),
+    [("train[:2]", [0, 1]), ("train[10:]", [10, 11]), ("train[3:5]", [3, 4]), ("test[:5]", [0, 1, 2, 3, 4])],
+)
+def test_some_rows_of_a_split(folder: str, rows_of: str, numbers: list[int]):
+    """A split may end with the rows that are taken; whole rows and prompts alike."""
+    assert [row["n"] for row in read_data_set_rows(f"{folder}:{rows_of}")] == numbers
+    assert len(read_data_set(f"{folder}:{rows_of}:goal")) == len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "sentence"),
+    [
+        ("train[:13]", "the split has 12 rows; not all that are asked for are there"),
+        ("train[12:]", "the split has 12 rows; not all that are asked for are there"),
+        ("train[5]", r'rows of a split must be named as in train\[:1000\] or train\[1000:\]; got "train\[5\]"'),
+        ("train[-3:]", "rows of a split must be named as in"),
+    ],
+)
+def test_rows_that_are_not_there(folder: str, rows_of: str, sentence: str):
+    """Fewer rows than were asked for would be another data set: it is refused."""
+    with pytest.raises(DataError, match=sentence):
+        read_data_set_rows(f"{folder}:{rows_of}")
+
+
+def test_several_sources_are_one_data_set(folder: str, tmp_path: Path):
+    """They are read one after the other, their shapes counted together, and all that are wrong are told."""
+    own = tmp_path / "own.jsonl"
+    own.write_text('{"prompt": "how", "completion": "so"}\n')
+    pairs = Dataset.from_list([{"instruction": f"do {n}", "response": "done"} for n in range(9)])
+    found = read_training_data(f"{own} + {saved(pairs, tmp_path / 'pairs')}:[2:5] + {own}")
+    assert [row["messages"][0]["content"] for row in found.conversations] == ["how", "do 2", "do 3", "do 4", "how"]
+    assert found.shapes == {"prompt/completion": 2, "instruction/response": 3}
+    with pytest.raises(DataError) as caught:
+        read_training_data(f"gone.jsonl + {own} + {folder}:[:3]")
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["gone.jsonl", "folder"]
+
+
+def test_a_list_of_sources_in_a_file_is_the_same(tmp_path: Path):
+    """In YAML several sources are a list; whatever is no list of texts is refused with its key."""
+    config = check_run_config({"data": ["own.jsonl", "hub:owner/name:train[:10]"]})
+    assert config.data == "own.jsonl + hub:owner/name:train[:10]"
+    for wrong in ([], [3], {"a": "b"}):
+        with pytest.raises(ConfigError, match="data must be a valid string"):
+            check_run_config({"data": wrong})

@@ -2,12 +2,13 @@
 
 import pytest
 
-from securetune.artifacts import RunRecord, read_artifact, write_text
-from securetune.config import check_run_config
+from securetune.artifacts import ModelIdentity, RunRecord, Scores, read_artifact, write_json, write_text
+from securetune.config import check_run_config, read_yaml
 from securetune.errors import InputError, RunError, StartModelError
 from securetune.pipeline import running
-from securetune.pipeline.folder import RunFolder
+from securetune.pipeline.folder import RunFolder, open_record
 from securetune.pipeline.jobs import list_jobs
+from securetune.pipeline.sharing import take_over
 from securetune.progress import RunObserver
 from securetune.workers import Ended, Progressed
 
@@ -17,7 +18,7 @@ CELLS = ["methods/ift/seed-0", "methods/swat/seed-0", "methods/ift/seed-1", "met
 class FakePool:
     """Runs each job when its events are asked for; two at a time, the later one first."""
 
-    def __init__(self, workers, threads, logs):
+    def __init__(self, workers, threads, logs, gpus):
         self.running = []
         self.jobs = []
 
@@ -113,6 +114,95 @@ def test_jobs_begin_with_the_start_model_and_go_seed_by_seed(fake_run):
         "methods/ift/seed-1": (),
         "methods/swat/seed-1": ("search",),
     }
+
+
+def test_a_method_may_have_a_search_of_its_own(fake_run):
+    """Methods with other settings of the search wait for one of their own; equal settings share it, and a training."""
+    small = {"search": {"target_fraction": 0.25}}
+    methods = {"swat": {}, "swat-small": {"method": "swat", **small}, "ml-lr": dict(small)}
+    methods["again"] = {**methods["swat-small"], "search": {"target_fraction": 0.25, "tolerance": 0.05}}
+    fake_run.config = check_run_config({"data": "tiny-world", "methods": methods})
+    fake_run.start()
+    needs = {job.name: job.needs for job in list_jobs(fake_run.config, fake_run.folder)}
+    own = next(name for name in needs if name.startswith("search-"))
+    assert needs == {
+        "start": (),
+        "analysis": (),
+        "search": ("analysis",),
+        own: ("analysis",),
+        "methods/swat/seed-0": ("search",),
+        "methods/swat-small/seed-0": (own,),
+        "methods/ml-lr/seed-0": (own,),
+        "methods/again/seed-0": ("methods/swat-small/seed-0",),
+    }
+    assert fake_run.folder.manifest("searched", own.removeprefix("search-")).exists()
+    written = read_yaml(fake_run.folder.config)["methods"]
+    assert [written[label].get("search") for label in methods] == [None] + [{"target_fraction": 0.25}] * 3
+
+
+def _run_like(first, path, monkeypatch, **changes):
+    """Start a second run beside a complete one, and return what it did."""
+    first.folder.start_scores.unlink()  # the fake's are no scores; the answers have a test of their own
+    second = FakeRun(path, monkeypatch)
+    second.config = check_run_config({"data": "other.jsonl", "methods": {"swat": {}}, **changes})
+    second.done += ["analysis", "search"]  # the fake wants what a job needs to be there
+    running.run(second.config, second.folder.path, like=first.folder.path)
+    assert second.record.status == "complete"
+    return second.done[2:]
+
+
+def test_a_run_takes_the_analysis_of_another_one_over(fake_run, tmp_path, monkeypatch):
+    """On other data the same analysis and search are copied, not done again; the report finds them in their places."""
+    fake_run.start()
+    done = _run_like(fake_run, tmp_path / "second", monkeypatch)
+    assert sorted(done) == ["methods/swat/seed-0", "report", "start"]
+    assert RunFolder(tmp_path / "second").robustness.read_text() == "complete"
+    assert RunFolder(tmp_path / "second").manifest("searched").read_text() == "complete"
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"analysis": {"seed": 3}}, {"analysis", "search"}),
+        ({"analysis": {"perturbation": "update"}}, {"analysis", "search"}),
+        ({"model": {"name": "tiny-world-base"}}, {"analysis", "search"}),
+        ({"methods": {"swat": {"search": {"seed": 3}}}}, {"search-"}),
+    ],
+)
+def test_only_what_would_come_out_the_same_is_taken_over(fake_run, tmp_path, monkeypatch, changes, again):
+    """Another model, other settings, or an analysis that follows the data: it is done anew."""
+    if changes.get("analysis") == {"perturbation": "update"}:
+        fake_run.config = check_run_config({"data": "tiny-world", "methods": {"swat": {}}, **changes})
+    fake_run.start()
+    done = _run_like(fake_run, tmp_path / "second", monkeypatch, **changes)
+    begun = {name.rstrip("0123456789abcdef") if "-" in name else name for name in done}
+    assert begun - {"start", "methods/swat/seed-", "report"} == again
+
+
+def test_answers_to_the_same_suites_are_taken_over(fake_run, tmp_path):
+    """The start model's answers to the suites come along, but not those to the task; none with other settings."""
+    fake_run.start()
+    for name in ("harmful", "task"):
+        write_text(fake_run.folder.start / name / "responses.jsonl", name)
+    suite = {"name": "harmful", "kind": "harmful", "wrapper": None, "prompt_set_hash": "p", "count": 1}
+    model = dict.fromkeys(ModelIdentity.model_fields, "m") | {"parameter_count": 1}
+    scores = ("refusal_rate", "attack_success_rate", "harmfulness", "unusable_successes")
+    empty = {**{key: {} for key in scores}, "problems": {"empty": 0, "looping": 0, "truncated": 0}}
+    rest = {"settings": {}, "judges": {}, "task": None, "duration_seconds": {}, "environment": {}}
+    write_json(fake_run.folder.start_scores, Scores(model=model, suites=[{**suite, **empty}], **rest))
+    for place, evaluation in enumerate([{"task": "other.jsonl"}, {"max_new_tokens": 9}]):
+        out = RunFolder(tmp_path / str(place))
+        config = check_run_config({"data": "other.jsonl", "evaluation": evaluation})
+        jobs = list_jobs(config, out)
+        take_over(out, fake_run.folder, config, open_record(out, config, [job.name for job in jobs]), jobs)
+        copied = sorted(path.name for path in out.start.iterdir()) if out.start.exists() else []
+        assert copied == (["harmful"] if place == 0 else [])
+
+
+def test_a_run_like_one_that_is_not_there_does_everything(fake_run, tmp_path):
+    """A folder that holds no run, or an unfinished one, is no reason to fail."""
+    running.run(fake_run.config, fake_run.folder.path, like=tmp_path / "nowhere")
+    assert {"start", "analysis", "search"} <= set(fake_run.done)
 
 
 def test_a_failed_cell_is_isolated(fake_run):

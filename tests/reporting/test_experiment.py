@@ -10,7 +10,7 @@ from fake_run import Outcome, write_fake_run
 
 from securetune.artifacts import Experiment, TrainingResult, read_artifact, write_json
 from securetune.config import ExperimentConfig, check_experiment_config
-from securetune.errors import RunError
+from securetune.errors import InputError, RunError
 from securetune.pipeline import experimenting
 from securetune.reporting import experiment_page, frontier_svg, matched_table, summarize_experiment
 from securetune.reporting.pairs import holm
@@ -205,6 +205,49 @@ def test_what_is_complete_is_written_though_cells_failed(
     assert comparison is not None
     sources = [source.path for listed in comparison.sources.values() for source in listed]
     assert all(path.startswith("methods/") for path in sources)
+
+
+def test_data_sets_are_done_one_after_the_other(
+    config: ExperimentConfig, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each data set has its folder and its page; one that fails keeps no other from being done."""
+    began: list[tuple[str, Path | None]] = []
+
+    def fake_run(_: object, out: Path, observer: object, like: Path | None) -> None:
+        began.append((out.name, like))
+        if out.name != "empty":
+            shutil.copytree(folder, out)
+            (out / "comparison.json").write_text("{}")
+        if out.name != "whole":
+            raise RunError("methods/ift/seed-0 failed: disk full")
+
+    monkeypatch.setattr(experimenting, "run", fake_run)
+    monkeypatch.setattr(experimenting, "check_run", lambda *_: None)
+    names = ("whole", "empty", "partly")
+    with pytest.raises(RunError) as caught:
+        experimenting.experiments(dict.fromkeys(names, config), tmp_path)
+    assert str(caught.value).splitlines() == [
+        f"{name}: methods/ift/seed-0 failed: disk full" for name in ("empty", "partly")
+    ]
+    assert began == [("whole", None), ("empty", tmp_path / "whole"), ("partly", tmp_path / "whole")]
+    page = (tmp_path / "experiment.md").read_text()
+    assert "[whole](whole/experiment.md), [partly](partly/experiment.md)." in page
+    heading = next(line for line in page.splitlines() if line.startswith("| method"))
+    assert heading.count(": ASR") == heading.count(": task accuracy") == 2
+    row = next(line for line in page.splitlines() if line.startswith("| swat |"))
+    assert row.count("<br>") == 2 * len(("ASR", "over-refusal", "task accuracy"))
+    assert "| ml-lr | not compared |" in page
+
+
+def test_all_data_sets_are_checked_before_the_first(
+    config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake in the last data set is told, with its name, before anything is begun."""
+    wrong = config._replace(run=config.run.model_copy(update={"data": "gone.jsonl"}))
+    monkeypatch.setattr(experimenting, "run", lambda *_: pytest.fail("began"))
+    with pytest.raises(InputError, match=r"data_sets\.second: gone\.jsonl: no such data file"):
+        experimenting.experiments({"first": config, "second": wrong}, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_never_began_is_only_told(

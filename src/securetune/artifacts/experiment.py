@@ -19,7 +19,7 @@ class ExperimentPoint(Artifact):
     Attributes:
         label: Of the run; its folder is `methods/<label>/`.
         method: Label of the method in the experiment.
-        values: Key of `training` → value, of what is swept.
+        values: Key of `training`, or `search.` and a key of the search, → value, of what is swept.
         seeds: Training seeds that are complete.
         missing: Seeds that failed or are not done yet.
         selection_asr: Attack success rate on the selection prompts, or None without them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from securetune.cli.display import RunDisplay
 from securetune.cli.errors import reports_errors
 from securetune.cli.options import Json, Set
 from securetune.cli.output import only_results_on_stdout, print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from securetune.artifacts import Experiment
 
 
 @reports_errors
@@ -21,19 +24,28 @@ def experiment(
     json_: Json = False,
 ) -> None:
     """Try methods at many settings and seeds, and compare them at matched task accuracy and training loss."""
-    from securetune.config import load_experiment_config, parse_overrides
+    from securetune.config import ONLY, load_experiment_configs, parse_overrides
 
-    resolved = load_experiment_config(config, parse_overrides(set_ or []))
+    resolved = load_experiment_configs(config, parse_overrides(set_ or []))
     with only_results_on_stdout():
-        from securetune.pipeline.experimenting import PAGE
-        from securetune.pipeline.experimenting import experiment as do_experiment
-        from securetune.reporting import by_reason, matched_table
+        from securetune.pipeline.experimenting import PAGE, experiments
 
         with RunDisplay() as display:
-            found = do_experiment(resolved, out, display)
+            found = experiments(resolved, out, display)
     if json_:
-        print_json(found.model_dump(mode="json"))
+        documents = {name: each.model_dump(mode="json") for name, each in found.items()}
+        print_json(documents.get(ONLY, documents))
         return
+    for name, each in found.items():
+        _show(each, name)
+    print(f"Results: {out / PAGE}")
+
+
+def _show(found: Experiment, data_set: str) -> None:
+    from securetune.reporting import by_reason, matched_table
+
+    if data_set:
+        print(f"Data set {data_set}")
     for matched in found.matched:
         print(f"Matched by {matched.by.replace('_', ' ')}, target {matched.target:.4g}:")
         for reason, methods in by_reason(matched).items():
@@ -42,4 +54,3 @@ def experiment(
             print_table(matched_table(matched))
     for note in found.notes:
         print(f"Note: {printable(note)}")
-    print(f"Results: {out / PAGE}")

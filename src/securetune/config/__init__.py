@@ -14,9 +14,11 @@ from securetune.config.experiment import (
     check_experiment_config,
     load_experiment_config,
 )
+from securetune.config.experiment_data import ONLY, check_experiment_configs, load_experiment_configs
 from securetune.config.files import nest, parse_overrides, read_yaml, write_yaml
 from securetune.config.gate import LIMITS, GateConfig, MetricLimits, SuiteLimits, load_gate_config
 from securetune.config.recipes import (
+    OWN_SEARCH,
     AnalyzeConfig,
     EvaluateConfig,
     ExportConfig,
@@ -46,6 +48,8 @@ from securetune.config.settings import (
 __all__ = [
     "LIMITS",
     "MODULE_SETS",
+    "ONLY",
+    "OWN_SEARCH",
     "AnalysisSettings",
     "AnalyzeConfig",
     "ChainParts",
@@ -74,8 +78,10 @@ __all__ = [
     "TrainConfig",
     "TrainingSettings",
     "check_experiment_config",
+    "check_experiment_configs",
     "check_run_config",
     "load_experiment_config",
+    "load_experiment_configs",
     "load_gate_config",
     "load_plan_config",
     "load_run_config",

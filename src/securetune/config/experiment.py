@@ -46,8 +46,9 @@ class ExperimentSections(Settings):
     """What an experiment's file has besides the sections of a run.
 
     Attributes:
-        sweep: Key of `training` → values; every method is tried at every combination. A method of `methods` may have
-            a `sweep` of its own besides, whose keys win.
+        sweep: Key of `training`, or of `search` with `search.` in front of it (`search.target_fraction`), → values;
+            every method is tried at every combination. A method of `methods` may have a `sweep` of its own besides,
+            whose keys win.
         chains: Name → defenses around the training: `before`, `after` and `generation`, as `training` takes them, or a
             list of those on the finished weights alone. Every method is tried with each of them and without, under the
             label `<method>-<name>`; they come behind those that `training` names for all. A method with a part of its
@@ -73,7 +74,7 @@ class Point(NamedTuple):
     Attributes:
         label: Of the run that does it; it names a folder.
         method: Label in the experiment's `methods`.
-        values: Key of `training` → value, of what is swept.
+        values: Key of `training`, or `search.` and a key of the search, → value, of what is swept.
     """
 
     label: str

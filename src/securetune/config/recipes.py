@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from securetune.config.base import Settings
@@ -29,7 +29,20 @@ from securetune.config.settings import (
 )
 from securetune.errors import ConfigError
 
+OWN_SEARCH = "search"
+"""Key of a method's settings that belongs to the search for its modules, and not to its training."""
+
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _joined(sources: Any) -> Any:
+    """Write a list of sources as the one text that stands for them everywhere else."""
+    is_list = isinstance(sources, list | tuple) and bool(sources) and all(isinstance(each, str) for each in sources)
+    return " + ".join(sources) if is_list else sources
+
+
+TrainingData = Annotated[str, BeforeValidator(_joined)]
+"""A source of training data, or several."""
 
 
 class AnalyzeConfig(Settings):
@@ -38,7 +51,7 @@ class AnalyzeConfig(Settings):
     model: ModelSettings = ModelSettings()
     probes: ProbeSettings = ProbeSettings()
     analysis: AnalysisSettings = AnalysisSettings()
-    data: str | None = None
+    data: TrainingData | None = None
     training: TrainingSettings = TrainingSettings()
 
 
@@ -48,7 +61,7 @@ class SearchConfig(Settings):
     model: ModelSettings = ModelSettings()
     probes: ProbeSettings = ProbeSettings()
     search: SearchSettings = SearchSettings()
-    data: str | None = None
+    data: TrainingData | None = None
     training: TrainingSettings = TrainingSettings()
 
 
@@ -56,7 +69,7 @@ class TrainConfig(Settings):
     """Sections of `securetune train`."""
 
     model: ModelSettings = ModelSettings()
-    data: str
+    data: TrainingData
     training: TrainingSettings = TrainingSettings()
 
 
@@ -114,23 +127,25 @@ class RunConfig(Settings):
         model: The aligned start model.
         data: Training data: a file of conversations (JSON lines, JSON, CSV, TSV or Parquet), a data set
             (`hub:owner/name[@revision][#configuration][:split]`, or `folder:path` with the same endings), or
-            `tiny-world` for the embedded downstream data.
+            `tiny-world` for the embedded downstream data. A list of these is read one after the other.
         probes: Prompts of analysis and search.
         analysis: Robustness sweep.
         search: Search for the robust set.
         training: Settings shared by all methods.
         methods: Label → settings that differ from `training`. `method` defaults to the label, so that
             `swat-sensitive: {method: swat, modules: sensitive}` is a control beside `swat: {}`. A label names a folder.
+            `search`, in a method's settings, holds what differs from the section `search`: that method's modules come
+            from a search of their own, as in `swat-small: {method: swat, search: {target_fraction: 0.25}}`.
         evaluation: Suites, judges, task.
         selection: A second evaluation of every tuned model, on other prompts, by which `securetune experiment` chooses
             among settings; None: there is none.
         seeds: Training seeds, all different; each method runs once a seed.
-        workers: Processes that train and evaluate side by side, each with one thread on a CPU. None: one a core on a
-            CPU for small models, 1 on a GPU. It does not change any result.
+        workers: Processes that train and evaluate side by side, each with one thread on a CPU, or a GPU of its own.
+            None: one a GPU; on a CPU one a core for small models, else 1. It does not change any result.
     """
 
     model: ModelSettings = ModelSettings()
-    data: str
+    data: TrainingData
     probes: ProbeSettings = ProbeSettings()
     analysis: AnalysisSettings = AnalysisSettings()
     search: SearchSettings = SearchSettings()
@@ -169,9 +184,19 @@ class RunConfig(Settings):
         Raises:
             ConfigError: If the label's settings are unknown or out of range.
         """
-        changes = {"method": label, **self.methods[label], "seed": seed}
-        merged = merge(self.training.model_dump(mode="json"), changes)
+        own = {key: value for key, value in self.methods[label].items() if key != OWN_SEARCH}
+        merged = merge(self.training.model_dump(mode="json"), {"method": label, **own, "seed": seed})
         return validate(TrainingSettings, merged, at=f"methods.{label}")
+
+    def search_for(self, label: str) -> SearchSettings:
+        """Return the settings of the search that finds one method's modules.
+
+        Raises:
+            ConfigError: If the label's settings of the search are unknown or out of range.
+        """
+        own = self.methods[label].get(OWN_SEARCH) or {}
+        merged = merge(self.search.model_dump(mode="json"), own) if isinstance(own, Mapping) else own
+        return validate(SearchSettings, merged, at=f"methods.{label}.{OWN_SEARCH}")
 
 
 def load_run_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -211,11 +236,18 @@ def _method_problems(content: Mapping[str, Any], where: str) -> list[str]:
     problems: list[str] = []
     for label, changes in methods.items() if isinstance(methods, Mapping) else ():
         if isinstance(changes, Mapping):
-            try:
-                validate(TrainingSettings, dict(changes), where, at=f"methods.{label}")
-            except ConfigError as error:
-                problems += error.problems
+            own = {key: value for key, value in changes.items() if key != OWN_SEARCH}
+            problems += _problems(TrainingSettings, own, where, f"methods.{label}")
+            problems += _problems(SearchSettings, changes.get(OWN_SEARCH, {}), where, f"methods.{label}.{OWN_SEARCH}")
     return problems
+
+
+def _problems(kind: type[Settings], content: Any, where: str, at: str) -> list[str]:
+    try:
+        validate(kind, content, where, at=at)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def load_train_config(

@@ -1,7 +1,7 @@
 """Training data by name: a file, a data set, or the embedded one, read as conversations.
 
 What a file may be is in `conversation_files`, which shapes a row may have in `conversation_shapes`, and how a data set
-is named in `data_sets`.
+is named in `data_sets`. Several sources, with ` + ` between them, are read one after the other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from securetune.artifacts import sha256_json
 from securetune.data.conversation_files import NumberedRow, read_rows
 from securetune.data.conversation_shapes import Conversation, Message, conversation_from_row
 from securetune.data.data_sets import names_data_set, read_data_set_rows
-from securetune.errors import DataError
+from securetune.errors import DataError, ProblemList
 
 __all__ = [
     "TINY_WORLD",
@@ -25,6 +25,7 @@ __all__ = [
     "conversations_hash",
     "read_conversations",
     "read_training_data",
+    "training_sources",
 ]
 
 TINY_WORLD = "tiny-world"
@@ -34,6 +35,7 @@ TINY_WORLD_ROWS = 4000
 """Rows of the embedded data, all different: nearly as many as the language has, 125 steps of 32 rows."""
 
 _MOST_PROBLEMS_SHOWN = 20
+_AND = " + "
 
 
 class ReadConversations(NamedTuple):
@@ -54,7 +56,7 @@ def read_conversations(source: str | Path, count: int = TINY_WORLD_ROWS, seed: i
     Args:
         source: A file (JSON lines, JSON, CSV, TSV or Parquet), a data set
             (`hub:owner/name[@revision][#configuration][:split]`, or `folder:path` with the same endings), or
-            `tiny-world` for the embedded downstream data.
+            `tiny-world` for the embedded downstream data; or several of these with ` + ` between them.
         count: Rows of the embedded data; everything else is read whole.
         seed: Seed of the embedded data. One data set for every training seed, as with a file.
 
@@ -66,7 +68,30 @@ def read_conversations(source: str | Path, count: int = TINY_WORLD_ROWS, seed: i
 
 def read_training_data(source: str | Path, count: int = TINY_WORLD_ROWS, seed: int = 0) -> ReadConversations:
     """Read training data as `read_conversations` does, and count the shapes of its rows."""
-    name = str(source)
+    names = training_sources(str(source))
+    if len(names) == 1:
+        return _read_source(names[0], count, seed)
+    problems = ProblemList()
+    parts: list[ReadConversations] = []
+    for name in names:
+        with problems.collect():
+            parts.append(_read_source(name, count, seed))
+    problems.raise_if_any(DataError)
+    shapes = sum((Counter(part.shapes) for part in parts), Counter[str]())
+    return ReadConversations([row for part in parts for row in part.conversations], dict(shapes))
+
+
+def training_sources(source: str) -> list[str]:
+    """Take several sources apart.
+
+    Example:
+        >>> training_sources("own.jsonl + hub:owner/name:train[:1000]")
+        ['own.jsonl', 'hub:owner/name:train[:1000]']
+    """
+    return [source] if Path(source).exists() else [part.strip() for part in source.split(_AND)]
+
+
+def _read_source(name: str, count: int, seed: int) -> ReadConversations:
     if name == TINY_WORLD:
         from securetune import tiny_world
 
@@ -75,7 +100,7 @@ def read_training_data(source: str | Path, count: int = TINY_WORLD_ROWS, seed: i
     if names_data_set(name):
         return _conversations(name, enumerate(read_data_set_rows(name), start=1))
     also = f'a data set (hub:owner/name or folder:PATH), or "{TINY_WORLD}"'
-    return _conversations(name, read_rows(Path(source), also))
+    return _conversations(name, read_rows(Path(name), also))
 
 
 def _conversations(name: str, rows: Iterable[NumberedRow]) -> ReadConversations:

@@ -7,8 +7,9 @@ A data set is named in one of these ways; what stands in brackets may be left ou
   text files
 
 The split may be left out if there is one only; the column if it is called `prompt` or `messages`. An empty split stands
-for the only one, as in `hub:owner/name::goal`. Training takes whole rows, so no column is named there. No code of a
-data set is ever run: the library has no loading scripts.
+for the only one, as in `hub:owner/name::goal`. Training takes whole rows, so no column is named there. A split may
+end with the rows that are taken, counted from 0: `train[:1000]` the first thousand, `train[1000:]` the others,
+`train[1000:1500]`. No code of a data set is ever run: the library has no loading scripts.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 FORMS = "hub:owner/name[@revision][#configuration][:split[:column]] or folder:path[#configuration][:split[:column]]"
 
 _PREFIXES = ("hub:", "folder:")
-_PARTS = re.compile(r"(?P<name>[^#:]+)(?:#(?P<configuration>[^:]+))?(?::(?P<split>[^:]*))?(?::(?P<column>.+))?")
+_PARTS = re.compile(
+    r"(?P<name>[^#:]+)(?:#(?P<configuration>[^:]+))?(?::(?P<split>[^:\[]*(?:\[[^\]]*\])?))?(?::(?P<column>.+))?"
+)
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@]+))?")
+_SLICE = re.compile(r"(?P<split>[^\[\]]*)\[(?P<first>\d*):(?P<end>\d*)\]")
 _USUAL_COLUMNS = ("messages", "prompt")
 
 
@@ -45,6 +49,7 @@ class DataSetName(NamedTuple):
         revision: Hub revision, or None.
         configuration: Name of one of its configurations, or None.
         split: Name of a split, or None for the only one.
+        rows: Which of its rows.
         column: Name of a column, or None for `messages` or `prompt`.
     """
 
@@ -54,6 +59,7 @@ class DataSetName(NamedTuple):
     revision: str | None
     configuration: str | None
     split: str | None
+    rows: slice
     column: str | None
 
 
@@ -102,7 +108,7 @@ def _parse(source: str) -> DataSetName:
     prefix, _, rest = source.partition(":")
     is_hub = prefix == "hub"
     if not is_hub and rest and Path(rest).expanduser().is_dir():  # its name may hold any of the separators
-        return DataSetName(source, rest, False, None, None, None, None)
+        return DataSetName(source, rest, False, None, None, None, slice(None), None)
     parts = _PARTS.fullmatch(rest)
     if parts is None:
         raise DataError(f"{source}: a data set must be named as {FORMS}")
@@ -112,9 +118,19 @@ def _parse(source: str) -> DataSetName:
         if hub_name is None:
             raise DataError(f'{source}: a data set on the hub must be named owner/name; got "{location}"')
         location, revision = hub_name["name"], hub_name["revision"]
-    return DataSetName(
-        source, location, is_hub, revision, parts["configuration"], parts["split"] or None, parts["column"]
-    )
+    split, rows = _split_and_rows(source, parts["split"] or "")
+    return DataSetName(source, location, is_hub, revision, parts["configuration"], split, rows, parts["column"])
+
+
+def _split_and_rows(source: str, text: str) -> tuple[str | None, slice]:
+    """Take `split[first:end]` apart."""
+    found = _SLICE.fullmatch(text)
+    if found is None and "[" in text:
+        raise DataError(f'{source}: rows of a split must be named as in train[:1000] or train[1000:]; got "{text}"')
+    if found is None:
+        return text or None, slice(None)
+    first, end = (int(found[name]) if found[name] else None for name in ("first", "end"))
+    return found["split"] or None, slice(first, end)
 
 
 def _load(name: DataSetName) -> dict[str, Dataset]:
@@ -219,14 +235,24 @@ def _configurations(datasets: Any, name: DataSetName) -> list[str]:
 
 def _choose_split(name: DataSetName, splits: dict[str, Dataset]) -> tuple[str, Dataset]:
     if name.split is None and len(splits) == 1:
-        return next(iter(splits.items()))
+        split, found = next(iter(splits.items()))
+        return split, _sliced(found, name)
     if name.split in splits:
-        return name.split, splits[name.split]
+        return name.split, _sliced(splits[name.split], name)
     listed = ", ".join(split for split in splits if split)
     if name.split is None:
         example = _with(name, next(iter(splits)))
         raise DataError(f"{name.source}: has several splits: {listed}. Name one, such as {example}")
     raise DataError(f'{name.source}: has no split "{name.split}"; it has {listed or "none"}')
+
+
+def _sliced(found: Dataset, name: DataSetName) -> Dataset:
+    if name.rows == slice(None):
+        return found
+    chosen = range(len(found))[name.rows]
+    if (name.rows.stop or 0) > len(found) or not chosen:
+        raise DataError(f"{name.source}: the split has {len(found)} rows; not all that are asked for are there")
+    return found.select(chosen)
 
 
 def _choose_column(name: DataSetName, split: str, columns: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -65,20 +66,25 @@ class ModuleGradients:
     def _watch_linear(
         self, model: nn.Module, modules: Sequence[ProjectionModule], batch_size: int
     ) -> torch.utils.hooks.RemovableHandle:
-        def by_prompt(values: Tensor) -> Tensor:  # OPT's MLP gets the tokens of all prompts in one row
-            return values.unflatten(0, (batch_size, -1)) if values.ndim == 2 else values
-
-        def see(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self._expect_gradient(modules, None, [inputs[0].detach()], output, by_prompt)
-
+        see = partial(self._see_linear, modules, partial(_by_prompt, batch_size))
         return modules[0].holder_in(model).register_forward_hook(see)
 
-    def _expert_watcher(self, holder_path: str) -> Callable[[ExpertCall], None]:
-        def see(call: ExpertCall) -> None:
-            modules = self._by_path[f"{holder_path}.{call.parameter}"]
-            self._expect_gradient(modules, call.expert, [call.inputs.detach()], call.output, call.by_prompt)
+    def _see_linear(
+        self,
+        modules: Sequence[ProjectionModule],
+        by_prompt: Callable[[Tensor], Tensor],
+        _: nn.Module,
+        inputs: tuple[Tensor, ...],
+        output: Tensor,
+    ) -> None:
+        self._expect_gradient(modules, None, [inputs[0].detach()], output, by_prompt)
 
-        return see
+    def _expert_watcher(self, holder_path: str) -> Callable[[ExpertCall], None]:
+        return partial(self._see_expert, holder_path)
+
+    def _see_expert(self, holder_path: str, call: ExpertCall) -> None:
+        modules = self._by_path[f"{holder_path}.{call.parameter}"]
+        self._expect_gradient(modules, call.expert, [call.inputs.detach()], call.output, call.by_prompt)
 
     def _expect_gradient(
         self,
@@ -90,14 +96,25 @@ class ModuleGradients:
     ) -> None:
         if not output.requires_grad:
             self.starts.append(output.requires_grad_())
+        output.register_hook(partial(self._note, modules, expert, inputs, by_prompt))
 
-        def note(gradient: Tensor) -> None:
-            with torch.no_grad():
-                # Taken out: a hook would hold its input until the whole graph goes, and not let it go with its layer.
-                a, g = by_prompt(inputs.pop()), by_prompt(gradient)
-                for module in modules:
-                    value = self._measure(module, expert, a, module.part.of_output(g))
-                    known = self.found.get(module.name)
-                    self.found[module.name] = value if known is None else known + value
+    @torch.no_grad()
+    def _note(
+        self,
+        modules: Sequence[ProjectionModule],
+        expert: int | None,
+        inputs: list[Tensor],
+        by_prompt: Callable[[Tensor], Tensor],
+        gradient: Tensor,
+    ) -> None:
+        # Taken out: a hook would hold its input until the whole graph goes, and not let it go with its layer.
+        a, g = by_prompt(inputs.pop()), by_prompt(gradient)
+        for module in modules:
+            value = self._measure(module, expert, a, module.part.of_output(g))
+            known = self.found.get(module.name)
+            self.found[module.name] = value if known is None else known + value
 
-        output.register_hook(note)
+
+def _by_prompt(batch_size: int, values: Tensor) -> Tensor:
+    """Take apart what OPT's MLP gets: the tokens of all prompts in one row."""
+    return values.unflatten(0, (batch_size, -1)) if values.ndim == 2 else values

@@ -46,22 +46,31 @@ def last_tokens_only(
             handle.remove()
 
 
+class _LastTokens:
+    """The two hooks of one map; a class, because type checks that decorate functions would do so for every batch."""
+
+    def __init__(self, last: Int[Tensor, " batch"]) -> None:
+        self._last = last
+        self._width = 0
+        self._is_flat = False
+
+    def pick(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        """Let only the last tokens in."""
+        self._is_flat = inputs[0].ndim == 2  # OPT's MLP gets the tokens of all prompts in one row
+        states = inputs[0].unflatten(0, (len(self._last), -1)) if self._is_flat else inputs[0]
+        self._width = states.shape[1]
+        picked = at_last_token(states, self._last)
+        return (picked if self._is_flat else picked.unsqueeze(1),)
+
+    def put_back(self, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Put what came out where the last tokens are."""
+        rows = torch.arange(len(self._last), device=self._last.device)
+        states = output if self._is_flat else output.squeeze(1)
+        whole = output.new_zeros(len(self._last), self._width, output.shape[-1]).index_put((rows, self._last), states)
+        return whole.flatten(0, 1) if self._is_flat else whole
+
+
 def _restrict(linear: nn.Module, last: Int[Tensor, " batch"]) -> Iterator[RemovableHandle]:
-    width, is_flat = 0, False
-
-    def pick(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-        nonlocal width, is_flat
-        is_flat = inputs[0].ndim == 2  # OPT's MLP gets the tokens of all prompts in one row
-        states = inputs[0].unflatten(0, (len(last), -1)) if is_flat else inputs[0]
-        width = states.shape[1]
-        picked = at_last_token(states, last)
-        return (picked if is_flat else picked.unsqueeze(1),)
-
-    def put_back(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        rows = torch.arange(len(last), device=last.device)
-        states = output if is_flat else output.squeeze(1)
-        whole = output.new_zeros(len(last), width, output.shape[-1]).index_put((rows, last), states)
-        return whole.flatten(0, 1) if is_flat else whole
-
-    yield linear.register_forward_pre_hook(pick)
-    yield linear.register_forward_hook(put_back)
+    hooks = _LastTokens(last)
+    yield linear.register_forward_pre_hook(hooks.pick)
+    yield linear.register_forward_hook(hooks.put_back)

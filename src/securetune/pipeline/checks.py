@@ -8,7 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from securetune.artifacts import RobustModules, read_artifact
-from securetune.config import EvaluationSettings, ModelSettings, ProbeSettings, RunConfig, TrainConfig, TrainingSettings
+from securetune.config import (
+    OWN_SEARCH,
+    EvaluationSettings,
+    ModelSettings,
+    ProbeSettings,
+    RunConfig,
+    TrainConfig,
+    TrainingSettings,
+)
 from securetune.data.conversations import Conversation, read_conversations
 from securetune.data.overlap import overlap_sentence
 from securetune.data.prompts import ProbeSet, Prompt, load_probes
@@ -138,6 +146,9 @@ def _check_method(config: RunConfig, label: str, model_is_usable: bool, rows: in
     with problems.collect():
         _check_manifest(settings, config.model, model_is_usable)
     problems.found += setting_problems(settings, config.model)
+    with problems.collect():
+        if OWN_SEARCH in config.methods[label] and not needs_search(settings):
+            raise ConfigError(f"{OWN_SEARCH}: does nothing, as no modules are searched for it. Leave it out.")
     problems.found += _chain_problems(settings, config.model, model_is_usable, rows)
     for section in ("evaluation", "selection") if settings.generation else ():
         if getattr(getattr(config, section), "generation", None) is not None:

@@ -19,7 +19,8 @@ from securetune.artifacts import (
     sha256_json,
     write_json,
 )
-from securetune.config import RunConfig, read_yaml, write_yaml
+from securetune.config import OWN_SEARCH, RunConfig, read_yaml, write_yaml
+from securetune.data.conversations import training_sources
 from securetune.errors import ConfigError
 from securetune.models import list_models
 
@@ -56,10 +57,9 @@ class RunFolder:
         """The analysis as a picture."""
         return self.path / "analysis" / "heatmap.svg"
 
-    @property
-    def search_trace(self) -> Path:
-        """Every step of the search."""
-        return self.path / "search" / "search_trace.jsonl"
+    def search_trace(self, variant: str = "") -> Path:
+        """Every step of a search; `variant` as `search_variant` returns it."""
+        return self.path / "search" / variant / "search_trace.jsonl"
 
     @property
     def start(self) -> Path:
@@ -96,10 +96,10 @@ class RunFolder:
         """What an analysis under way has finished."""
         return self.path / "analysis" / "partial"
 
-    def manifest(self, selection: str) -> Path:
+    def manifest(self, selection: str, variant: str = "") -> Path:
         """Chosen modules: `searched`, or a control set of the same size, such as `sensitive`."""
         name = "robust" if selection == "searched" else selection
-        return self.path / "search" / f"{name}_modules.json"
+        return self.path / "search" / variant / f"{name}_modules.json"
 
     def prepared_data(self, name: str) -> Path:
         """Training data that defenses have prepared; all methods with the same defenses share them."""
@@ -123,6 +123,15 @@ def cell_name(label: str, seed: int) -> str:
     return f"methods/{label}/seed-{seed}"
 
 
+def search_variant(config: RunConfig, label: str) -> str:
+    """Return the folder, under `search/`, of the search for a method's modules: empty for the section's own settings.
+
+    Methods with the same settings of the search share it.
+    """
+    settings = config.search_for(label)
+    return "" if settings == config.search else sha256_json(settings.model_dump(mode="json"))[:8]
+
+
 def resolved_config(config: RunConfig) -> dict[str, Any]:
     """Return everything that decides a run's result, defaults filled in; `workers` does not."""
     resolved = config.model_dump(mode="json", exclude={"workers"})
@@ -133,13 +142,17 @@ def resolved_config(config: RunConfig) -> dict[str, Any]:
 def _differences_from_shared(config: RunConfig, label: str) -> dict[str, Any]:
     shared = config.training.model_dump(mode="json")
     own = config.training_for(label, config.training.seed).model_dump(mode="json")
-    return {key: value for key, value in own.items() if value != shared[key] or key == "method"}
+    differing = {key: value for key, value in own.items() if value != shared[key] or key == "method"}
+    search = config.search.model_dump(mode="json")
+    own_search = config.search_for(label).model_dump(mode="json")
+    searched = {key: value for key, value in own_search.items() if value != search[key]}
+    return {**differing, **({OWN_SEARCH: searched} if searched else {})}
 
 
 def hash_inputs(config: RunConfig) -> dict[str, str]:
     """Hash the files that a run reads; built-in data has no file, and comes with the package."""
     named = {
-        "data": config.data,
+        **_data_inputs(config),
         "probes.harmful": config.probes.harmful,
         "probes.harmless": config.probes.harmless,
         "evaluation.task": config.evaluation.task,
@@ -162,6 +175,11 @@ def hash_inputs(config: RunConfig) -> dict[str, str]:
     if model.is_dir():
         hashes["model"] = _model_files_hash(model)
     return hashes
+
+
+def _data_inputs(config: RunConfig) -> dict[str, str]:
+    sources = training_sources(config.data)
+    return {"data" if len(sources) == 1 else f"data.{place}": source for place, source in enumerate(sources)}
 
 
 def _selection_inputs(config: RunConfig) -> dict[str, str | None]:

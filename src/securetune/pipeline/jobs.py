@@ -21,7 +21,7 @@ from securetune.artifacts import (
     write_json,
     write_text,
 )
-from securetune.config import MODULE_SETS, EvaluationSettings, RunConfig, TrainingSettings
+from securetune.config import MODULE_SETS, EvaluationSettings, RunConfig, SearchSettings, TrainingSettings
 from securetune.data.conversations import read_training_data
 from securetune.data.prepared import RECORD_FILE, PreparedData, read_prepared
 from securetune.data.prompts import ProbeSet, load_probes
@@ -30,7 +30,7 @@ from securetune.evaluation import evaluate, require_refusing_start_model
 from securetune.features import Perturbation, fit_probe
 from securetune.models import ChatModel
 from securetune.pipeline.chaining import apply_chain, check_chain, without_chain
-from securetune.pipeline.folder import RunFolder, cell_name
+from securetune.pipeline.folder import RunFolder, cell_name, search_variant
 from securetune.pipeline.perturbing import open_perturbation
 from securetune.pipeline.preparing import apply_before, data_folder_name
 from securetune.progress import ProgressCallback
@@ -51,6 +51,7 @@ class Job:
         marker: File whose existence means that the job's results are complete.
         needs: Jobs that must be complete before.
         cell: Method label and seed, of a cell.
+        variant: Of a search: which, as `search_variant` says.
         label: For data: a method whose defenses prepare them.
     """
 
@@ -59,6 +60,7 @@ class Job:
     marker: Path
     needs: tuple[str, ...] = ()
     cell: tuple[str, int] | None = None
+    variant: str = ""
     label: str | None = None
 
     @property
@@ -77,13 +79,13 @@ def list_jobs(config: RunConfig, folder: RunFolder) -> list[Job]:
     jobs = [
         Job(START, START, folder.start_scores),
         Job(ANALYSIS, ANALYSIS, folder.robustness),
-        Job(SEARCH, SEARCH, folder.manifest("searched"), needs=(ANALYSIS,)),
+        *(_search_job(variant, folder) for variant in _searches(config)),
     ]
     jobs += _data_jobs(config, folder)
     for seed in config.seeds:
         for label in config.methods:
             settings = config.training_for(label, seed)
-            needs = (SEARCH,) * needs_search(settings)
+            needs = (_search_name(search_variant(config, label)),) * needs_search(settings)
             needs += tuple(_data_job_name(settings) for _ in settings.before[:1])
             if (trained_by := training_label(config, label)) != label:
                 needs = (cell_name(trained_by, seed),)
@@ -110,6 +112,20 @@ def _data_folder(settings: TrainingSettings, folder: RunFolder) -> Path:
     return folder.prepared_data(data_folder_name(settings.before))
 
 
+def _searches(config: RunConfig) -> list[str]:
+    """Return the searches of a run: the section's own, which the report shows, and those of single methods."""
+    return list(dict.fromkeys(["", *(search_variant(config, label) for label in config.methods)]))
+
+
+def _search_name(variant: str) -> str:
+    return f"{SEARCH}-{variant}" if variant else SEARCH
+
+
+def _search_job(variant: str, folder: RunFolder) -> Job:
+    marker = folder.manifest("searched", variant)
+    return Job(_search_name(variant), SEARCH, marker, needs=(ANALYSIS,), variant=variant)
+
+
 def needs_search(settings: TrainingSettings) -> bool:
     """Whether a method waits for the search: plain fine-tuning does not, nor one with a manifest of the user's."""
     return needs_manifest(settings) and settings.modules in MODULE_SETS
@@ -120,9 +136,14 @@ def training_label(config: RunConfig, label: str) -> str:
 
     One that has a chain itself is taken over too; its training lies beside its chain.
     """
-    wanted = without_chain(config.training_for(label, config.training.seed))
-    own = (other for other in config.methods if without_chain(config.training_for(other, wanted.seed)) == wanted)
-    return next(own)
+    wanted = _training_of(config, label)
+    return next(other for other in config.methods if _training_of(config, other) == wanted)
+
+
+def _training_of(config: RunConfig, label: str) -> tuple[TrainingSettings, str]:
+    """Return what decides a method's training: its settings without the chain, and the search for its modules."""
+    settings = without_chain(config.training_for(label, config.training.seed))
+    return settings, search_variant(config, label) if needs_search(settings) else ""
 
 
 def needs_manifest(settings: TrainingSettings) -> bool:
@@ -137,7 +158,7 @@ def do(job: Job, config: RunConfig, folder: RunFolder, progress: ProgressCallbac
     elif job.kind == ANALYSIS:
         analyze(config, folder, progress)
     elif job.kind == SEARCH:
-        search(config, folder, progress)
+        search(config, folder, progress, job.variant)
     elif job.label is not None:
         prepare(config, folder, job.label, progress)
     else:
@@ -173,22 +194,29 @@ def _perturbation(
     return open_perturbation(name, model, probes, config.analysis, training, config.data, folder.update, progress)
 
 
-def search(config: RunConfig, folder: RunFolder, progress: ProgressCallback) -> None:
+def search(config: RunConfig, folder: RunFolder, progress: ProgressCallback, variant: str = "") -> None:
     """Find the robust modules, and make the control sets; the manifest comes last, as it marks the job as complete."""
+    settings = _search_settings(config, variant)
     report = read_artifact(folder.robustness, RobustnessReport)
     model = models.load(config.model)
     models.check_same_model(report.model, model.identity, str(folder.robustness))
     probes = load_probes(config.probes, config.model.name)
-    name = config.search.perturbation or config.analysis.perturbation
+    name = settings.perturbation or config.analysis.perturbation
     perturbation = _perturbation(name, model, probes, config, folder, progress)
     on_step = count_decided(report, progress)
-    result = search_robust_modules(model, probes, report, config.search, on_step, perturbation)
-    write_trace(folder.search_trace, result)
-    probe = fit_probe(model, probes, config.search.batch_size)
-    test = JointTest(model, probes.score_harmful, probe.classifier, config.search, perturbation)
+    result = search_robust_modules(model, probes, report, settings, on_step, perturbation)
+    write_trace(folder.search_trace(variant), result)
+    probe = fit_probe(model, probes, settings.batch_size)
+    test = JointTest(model, probes.score_harmful, probe.classifier, settings, perturbation)
     for kind in CONTROL_KINDS:
-        write_json(folder.manifest(kind), control_set(report, result.manifest, kind, config.search.seed, test))
-    write_json(folder.manifest("searched"), result.manifest)
+        write_json(folder.manifest(kind, variant), control_set(report, result.manifest, kind, settings.seed, test))
+    write_json(folder.manifest("searched", variant), result.manifest)
+
+
+def _search_settings(config: RunConfig, variant: str) -> SearchSettings:
+    """Return the settings of the search of that variant."""
+    asked = (config.search_for(label) for label in config.methods if search_variant(config, label) == variant)
+    return next(asked) if variant else config.search
 
 
 def prepare(config: RunConfig, folder: RunFolder, label: str, progress: ProgressCallback) -> None:
@@ -212,8 +240,9 @@ def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: i
     settings = config.training_for(label, seed)
     trained = folder.cell(training_label(config, label), seed)
     if trained == cell:
+        manifest = _manifest(settings, folder, search_variant(config, label))
         data = _training_data(config, settings, folder)
-        train_alone(without_chain(settings), config.model, data, cell, _manifest(settings, folder), progress)
+        train_alone(without_chain(settings), config.model, data, cell, manifest, progress)
     else:
         write_text(cell / RESULT_FILE, (trained / RESULT_FILE).read_text(encoding="utf-8"))
     final = apply_chain(check_chain(settings, config.model), trained, cell, progress)
@@ -230,10 +259,10 @@ def _shown(evaluation: EvaluationSettings, settings: TrainingSettings, config: R
     return evaluation.model_copy(update={"generation": settings.generation or for_all or ()})
 
 
-def _manifest(settings: TrainingSettings, folder: RunFolder) -> RobustModules | None:
+def _manifest(settings: TrainingSettings, folder: RunFolder, variant: str) -> RobustModules | None:
     if not needs_manifest(settings):
         return None
-    path = folder.manifest(settings.modules) if needs_search(settings) else Path(settings.modules)
+    path = folder.manifest(settings.modules, variant) if needs_search(settings) else Path(settings.modules)
     return read_artifact(path, RobustModules)
 
 

@@ -21,12 +21,13 @@ from securetune.pipeline.checks import check_run
 from securetune.pipeline.folder import RunFolder, locked, open_record
 from securetune.pipeline.jobs import REPORT, Job, do, list_jobs
 from securetune.pipeline.resources import plan_resources
+from securetune.pipeline.sharing import take_over
 from securetune.progress import RunObserver
 from securetune.reporting import heatmap_svg, write_report
 from securetune.workers import Ended, Progressed, WorkerPool
 
 
-def run(config: RunConfig, out: Path, observer: RunObserver | None = None) -> Path:
+def run(config: RunConfig, out: Path, observer: RunObserver | None = None, like: Path | None = None) -> Path:
     """Analyze, search, train, evaluate and report, as one configuration says.
 
     A run that was interrupted or killed goes on when it is called again with the same configuration and folder, and
@@ -37,6 +38,8 @@ def run(config: RunConfig, out: Path, observer: RunObserver | None = None) -> Pa
         config: The resolved configuration; see `securetune.config.load_run_config`.
         out: The run folder; it must be new, empty, or hold this same run.
         observer: Is told of every stage.
+        like: Folder of another run, from which the analysis, the searches and the start model's answers are taken over
+            where they would come out the same; None: all is done here.
 
     Returns:
         The path of `report.html`.
@@ -56,6 +59,8 @@ def run(config: RunConfig, out: Path, observer: RunObserver | None = None) -> Pa
     with locked(folder):
         jobs = list_jobs(resolved, folder)
         record = open_record(folder, config, [*(job.name for job in jobs), REPORT])
+        if like is not None:
+            take_over(folder, RunFolder(like), config, record, jobs)
         _Run(resolved, folder, record, observer or RunObserver()).do_all(jobs)
     return folder.report
 
@@ -92,9 +97,9 @@ class _Run:
             raise RunError(_failure_sentences(failed, self._record, len(jobs)))
 
     def _do_jobs(self, waiting: list[Job]) -> None:
-        workers, threads = plan_resources(self._config, len(waiting))
+        workers, threads, gpus = plan_resources(self._config, len(waiting))
         isolated = {job.name for job in waiting if job.is_isolated}
-        with WorkerPool(workers, threads, self._folder.logs) as pool:
+        with WorkerPool(workers, threads, self._folder.logs, gpus) as pool:
             while waiting or pool.running:
                 for job in [job for job in waiting if self._is_ready(job)]:
                     if pool.has_idle_worker:

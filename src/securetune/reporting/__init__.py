@@ -2,6 +2,7 @@
 
 from securetune.reporting.compare import compare_runs
 from securetune.reporting.compare_models import METRICS, compare_evaluations
+from securetune.reporting.data_sets_page import data_sets_page
 from securetune.reporting.experiment import summarize_experiment
 from securetune.reporting.experiment_page import FRONTIER, by_reason, experiment_page, frontier_svg
 from securetune.reporting.gate import gate_evaluation
@@ -20,6 +21,7 @@ __all__ = [
     "compare_evaluations",
     "compare_runs",
     "comparison_table",
+    "data_sets_page",
     "experiment_page",
     "frontier_svg",
     "gate_evaluation",

@@ -13,6 +13,7 @@ from securetune.artifacts import (
     ComparedRow,
     Experiment,
     ExperimentPoint,
+    MatchedBy,
     MatchedComparison,
     MetricSummary,
     PairedChange,
@@ -26,7 +27,7 @@ _NOT_MEASURED = "–"
 _LEGEND_COLUMNS = 3
 _COLOURS = [colormaps["tab10"](place) for place in range(10)]
 _MARKERS = "os^vDP*X<"
-_MATCHED = {
+MATCHED_HEADINGS: dict[MatchedBy, str] = {
     "task_accuracy": "At matched task accuracy",
     "training_loss": "At matched training loss",
 }
@@ -39,9 +40,9 @@ def experiment_page(experiment: Experiment, title: str = "Experiment") -> str:
         experiment: What was found.
         title: Heading of the page.
     """
-    parts = [f"# {_plain(title)}", "", *_introduction(experiment)]
+    parts = [f"# {plain_markdown(title)}", "", *_introduction(experiment)]
     for matched in experiment.matched:
-        parts += ["", f"## {_MATCHED[matched.by]}", "", *_matched_section(matched, experiment)]
+        parts += ["", f"## {MATCHED_HEADINGS[matched.by]}", "", *_matched_section(matched, experiment)]
     parts += ["", "## Every setting", "", *_points_table(experiment.points), ""]
     return "\n".join(parts)
 
@@ -51,10 +52,10 @@ def _introduction(experiment: Experiment) -> list[str]:
     start = f" The start model's attack success rate (ASR) is {_summary(experiment.start_asr)}."
     methods = len({point.method for point in experiment.points})
     lines = [
-        f"Start model `{_plain(experiment.model)}`; {methods} methods, {len(experiment.points)} settings, seeds "
-        f"{', '.join(map(str, seeds)) or 'none'}.{start if experiment.start_asr else ''} In brackets are 95% intervals "
-        "over seeds and prompts. Settings were chosen on other prompts than those reported here.",
-        *(f"\n{_plain(note)}" for note in experiment.notes),
+        f"Start model `{plain_markdown(experiment.model)}`; {methods} methods, {len(experiment.points)} settings, "
+        f"seeds {', '.join(map(str, seeds)) or 'none'}.{start if experiment.start_asr else ''} In brackets are "
+        "95% intervals over seeds and prompts. Settings were chosen on other prompts than those reported here.",
+        *(f"\n{plain_markdown(note)}" for note in experiment.notes),
     ]
     if any(point.asr and point.task_accuracy for point in experiment.points):
         lines += ["", f"![ASR against task accuracy, for every setting]({FRONTIER})"]
@@ -68,18 +69,19 @@ def _matched_section(matched: MatchedComparison, experiment: Experiment) -> list
         "training_loss": f"Each method's setting whose final training loss is the nearest to {matched.target:.4f} nats "
         "a token.",
     }[matched.by]
-    lines = [what + " " + ", ".join(f"{_plain(method)}: `{label}`" for method, label in matched.chosen.items()) + "."]
+    chosen = (f"{plain_markdown(method)}: `{label}`" for method, label in matched.chosen.items())
+    lines = [f"{what} {', '.join(chosen)}."]
     for reason, methods in by_reason(matched).items():
-        lines += ["", f"Not compared: {_plain(', '.join(methods))}; {reason}."]
+        lines += ["", f"Not compared: {plain_markdown(', '.join(methods))}; {reason}."]
     if matched.comparison is None:
         return lines
     rows = matched.comparison.rows
-    lines += ["", _row(["method", *map(_heading, rows)]), _row(["---", *["---:"] * len(rows)])]
+    lines += ["", markdown_row(["method", *map(_heading, rows)]), markdown_row(["---", *["---:"] * len(rows)])]
     for label in matched.comparison.sources:
-        lines.append(_row([_plain(label), *(_cell(row, label) for row in rows)]))
+        lines.append(markdown_row([plain_markdown(label), *(cell(row, label) for row in rows)]))
     lines += [
         "",
-        f"Below each value is its change against {_plain(experiment.reference)} in points, and p after Holm's "
+        f"Below each value is its change against {plain_markdown(experiment.reference)} in points, and p after Holm's "
         "correction over the methods, column by column: exact McNemar for one seed, otherwise a sign-flip permutation "
         "test over prompts, which speaks of these seeds.",
     ]
@@ -89,10 +91,11 @@ def _matched_section(matched: MatchedComparison, experiment: Experiment) -> list
 def _heading(row: ComparedRow) -> str:
     metric = "task accuracy" if row.metric == "task_accuracy" else METRICS[row.metric].heading
     suite = row.suite or f"mean over {len(row.suites)} suites"
-    return _plain(", ".join(filter(None, [metric, suite, row.judge])))
+    return plain_markdown(", ".join(filter(None, [metric, suite, row.judge])))
 
 
-def _cell(row: ComparedRow, label: str) -> str:
+def cell(row: ComparedRow, label: str) -> str:
+    """Return a value with its interval, and below it the change against the reference."""
     value, change = row.values[label], row.changes.get(label)
     if value is None:
         return _NOT_MEASURED
@@ -113,13 +116,13 @@ def _change(change: PairedChange, scale: int) -> str:
 
 def _points_table(points: Iterable[ExperimentPoint]) -> list[str]:
     columns = ["setting", "seeds", "ASR", "ASR under attacks (mean)", "task accuracy", "over-refusal", "final loss"]
-    lines = [_row([*columns, "frontier"]), _row(["---", *["---:"] * 6, "---"])]
+    lines = [markdown_row([*columns, "frontier"]), markdown_row(["---", *["---:"] * 6, "---"])]
     for point in points:
         attacks = list(point.wrapped_asr.values())
         mean = f"{sum(each.mean for each in attacks) / len(attacks):.1%}" if attacks else _NOT_MEASURED
         loss = point.final_loss_nats_per_token
         lines.append(
-            _row(
+            markdown_row(
                 [
                     f"`{point.label}`",
                     str(len(point.seeds)),
@@ -147,11 +150,12 @@ def by_reason(matched: MatchedComparison) -> dict[str, list[str]]:
     return found
 
 
-def _row(cells: Iterable[str]) -> str:
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return a row of a table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _plain(text: str) -> str:
+def plain_markdown(text: str) -> str:
     """Return text that cannot leave its cell or become markup."""
     return "".join("\\" + sign if sign in "|<>`*_[]" else sign for sign in " ".join(text.split()))
 

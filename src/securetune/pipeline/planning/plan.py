@@ -109,8 +109,6 @@ class _Planner:
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.model, find_model(config.model.name))
         self._conversations: list[Conversation] = read_conversations(config.data)
         self._encoded: dict[tuple[str, str, int, str, bool], _Rows] = {}
-        search = config.search if isinstance(config, RunConfig) else SearchSettings()
-        self._target_fraction = search.target_fraction
 
     def training(self, label: str, settings: TrainingSettings) -> PlannedTraining:
         """Plan one method."""
@@ -136,13 +134,14 @@ class _Planner:
         training = make_training_skeleton(self._config.model, built, manifest, steps)
         sizes = _sizes(training)
         phases = training.phases if is_known else _phases_of_unknown_sets(settings, steps)
-        sizes = sizes if is_known else self._estimated(sizes, training)
+        fraction = self._search_of(label).target_fraction
+        sizes = sizes if is_known else self._estimated(sizes, training, fraction)
         return PlannedTraining(
             label=label,
             method=settings.method,
             tune=settings.tune,
             robust_modules=[module.name for module in training.robust_modules] if is_known else None,
-            target_fraction=None if is_known else self._target_fraction,
+            target_fraction=None if is_known else fraction,
             parameter_count=sizes.base + sizes.adapters,
             phases=[self._phase(phase, settings, sizes, rows) for phase in phases],
             before=rows.steps,
@@ -188,14 +187,17 @@ class _Planner:
         memory = estimate_memory(self._skeleton.config, self._config.model, settings, counts, trained, rows.longest)
         return PlannedPhase(name=phase.name, steps=phase.steps, groups=groups, memory=memory)
 
-    def _estimated(self, sizes: _Sizes, training: TrainingSkeleton) -> _Sizes:
+    def _search_of(self, label: str) -> SearchSettings:
+        return self._config.search_for(label) if isinstance(self._config, RunConfig) else SearchSettings()
+
+    def _estimated(self, sizes: _Sizes, training: TrainingSkeleton, fraction: float) -> _Sizes:
         """Divide what trains as the search's target says; embeddings, norms and head go where the settings say."""
         paths = {module.path for module in training.modules}
         names = training.parameters.all
         owners = owners_of(training.network, paths)
         projections = sum(sizes.by_name[name] for name in names if owners[name] is not None)
         others = sum(sizes.by_name[name] for name in names) - projections
-        robust = round(self._target_fraction * projections)
+        robust = round(fraction * projections)
         robust += others if training.settings.other_parameters == "robust" else 0
         return _Sizes({_ROBUST: robust, _REST: projections + others - robust}, sizes.base, sizes.adapters)
 
@@ -281,8 +283,9 @@ def _search_notes(trainings: list[PlannedTraining]) -> list[str]:
     if not waiting:
         return []
     labels = ", ".join(training.label for training in waiting)
+    aims = " or ".join(f"{fraction:.0%}" for fraction in sorted({each.target_fraction or 0.0 for each in waiting}))
     return [
         f"Which modules are robust is known after the search only ({labels}); it aims at "
-        f"{waiting[0].target_fraction:.0%} of the projections' parameters, and may find fewer. "
+        f"{aims} of the projections' parameters, and may find fewer. "
         "The shares shown are those of the target."
     ]
