@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     as_json = parser.parse_args().json
     halves = {split: list(read_labelled_answers(split)) for split in ("development", "test")}
-    judges = [judge for judge in list_judges() if not judge.required_metadata]
+    judges = [judge for judge in list_judges() if isinstance(judge, Judge) and not judge.required_metadata]
     rows = {judge.name: {split: accuracy(judge, answers) for split, answers in halves.items()} for judge in judges}
     if as_json:
         print(json.dumps({name: {s: rate.model_dump() for s, rate in found.items()} for name, found in rows.items()}))

@@ -178,7 +178,7 @@ def test_the_results_are_those_of_the_committed_experiments():
 
 
 def test_every_method_is_described_with_its_options():
-    """docs/defenses.md has a row for each defense but those on weights, with the options it takes and their defaults."""
+    """docs/defenses.md has a row for each defense but those on weights, with its options and their defaults."""
     rows = [
         line for line in (ROOT / "docs" / "defenses.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"
     ]

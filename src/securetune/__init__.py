@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from securetune.analysis import analyze_robustness
     from securetune.evaluation.evaluate import evaluate
+    from securetune.evaluation.rejudging import judge_saved_responses
     from securetune.pipeline import run
     from securetune.pipeline.chaining import train
     from securetune.pipeline.patching import patch_weights
@@ -37,6 +38,7 @@ _HOMES = {
     "SecureSFTTrainer": "securetune.pipeline.secure_trainer",
     "analyze_robustness": "securetune.analysis",
     "evaluate": "securetune.evaluation",
+    "judge_saved_responses": "securetune.evaluation",
     "patch_weights": "securetune.pipeline.patching",
     "prepare_data": "securetune.pipeline.preparing",
     "run": "securetune.pipeline",
@@ -51,6 +53,7 @@ __all__ = [
     "__version__",
     "analyze_robustness",
     "evaluate",
+    "judge_saved_responses",
     "patch_weights",
     "prepare_data",
     "run",

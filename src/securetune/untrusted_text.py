@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 _KEPT = "\n\t"
@@ -25,3 +26,23 @@ def _is_harmful(character: str) -> bool:
     code = ord(character)
     is_control = unicodedata.category(character) in ("Cc", "Cs")  # control characters, lone surrogates
     return is_control or code in _DIRECTION or code in _TAGS
+
+
+def escaped_in_json(text: str) -> str:
+    r"""Write such characters inside a JSON text as escapes: it means the same, and a terminal that shows it is safe.
+
+    Example:
+        >>> print(escaped_in_json('{"answer": "a\u202eb"}'))
+        {"answer": "a\u202eb"}
+    """
+    if text.isascii() and "\x7f" not in text:  # JSON has escaped the other control characters
+        return text
+    return "".join(_escaped(character) if _must_be_escaped(character) else character for character in text)
+
+
+def _must_be_escaped(character: str) -> bool:
+    return character >= "\x7f" and _is_harmful(character)
+
+
+def _escaped(character: str) -> str:
+    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]

@@ -43,6 +43,7 @@ FLAGS = {
     },
     "export": {"--to", "--out", "--model", "--tune", "--method", "--set", "--json"},
     "evaluate": {"--out", "--suite", "--judge", "--task", "--utility", "--backend", "--endpoint", "--set", "--json"},
+    "judge": {"--judge", "--suite", "--only", "--set", "--json"},
     "compare": {"--json", "--out"},
     "experiment": {"--out", "--set", "--json"},
     "gate": {"--start", "--config", "--set", "--out", "--json"},

@@ -1,4 +1,4 @@
-"""What `securetune evaluate` prints of its scores."""
+"""What `securetune evaluate` and `securetune judge` print of the scores."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from securetune.artifacts import (
     SuiteScores,
     TaskScores,
 )
-from securetune.cli.evaluate import _show
+from securetune.cli.shown_scores import show_scores
 
 MODEL = ModelIdentity(
     name="m", revision=None, architecture="A", parameter_count=1, weights_fingerprint="w", chat_template_hash="c"
@@ -40,10 +40,10 @@ def test_each_judge_says_what_it_tells(capsys: pytest.CaptureFixture[str]) -> No
     scores = Scores(
         model=MODEL, settings={}, judges=judges, suites=[suite], task=None, duration_seconds={}, environment={}
     )
-    _show(scores, Path("out"))
+    show_scores(scores, Path("out"))
     share = "0.250 [0.046, 0.699] of 4"
     assert capsys.readouterr().out.splitlines()[:-1] == [
-        f"ours, judged by both: refused {share}, attack success {share}, harmfulness 2.00 [1.00, 3.00]",
+        f"ours, judged by both: refused {share}, attack success {share}, mean harmfulness (1–5) 2.00 [1.00, 3.00]",
         f"ours, judged by attacks: attack success {share}, 1 of 5 unjudged",
         "ours, judged by lost: 5 of 5 unjudged",
     ]
@@ -63,7 +63,7 @@ def test_a_task_says_its_rule_and_what_could_not_be_read(
         problems=AnswerProblems(empty=0, looping=0, truncated=0),
     )
     scores = Scores(model=MODEL, settings={}, judges={}, suites=[], task=task, duration_seconds={}, environment={})
-    _show(scores, Path("out"))
+    show_scores(scores, Path("out"))
     assert capsys.readouterr().out.splitlines()[0] == f"sums (numeric): accuracy 0.250 [0.046, 0.699] of 4{told}"
 
 

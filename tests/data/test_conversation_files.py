@@ -1,5 +1,6 @@
 """Files of training data: the same rows from JSON, CSV, TSV, Parquet and data sets."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -50,11 +51,28 @@ def test_every_text_file_gives_the_same_rows(name: str, text: str, tmp_path: Pat
     assert read_conversations(tmp_path / name) == CONVERSATIONS
 
 
+@pytest.mark.parametrize("name", ["lines.jsonl", "tab.TSV", "semicolon.csv"])
+def test_what_gzip_has_compressed(name: str, tmp_path: Path) -> None:
+    """A compressed file gives the rows of the file in it; its name may say so or not."""
+    for path in (tmp_path / f"{name}.gz", tmp_path / name):
+        path.write_bytes(gzip.compress(TEXTS[name].encode()))
+        assert read_conversations(path) == CONVERSATIONS
+
+
+def test_a_list_of_conversations(tmp_path: Path) -> None:
+    """Rows may be lists of messages, without an object around them."""
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([row["messages"] for row in CONVERSATIONS]))
+    assert read_training_data(path) == (CONVERSATIONS, {"messages": 2})
+
+
 def test_parquet(tmp_path: Path) -> None:
     """Parquet gives the same rows, whatever the file is called, with messages in columns of their own type."""
     path = tmp_path / "data.bin"
     Dataset.from_list(ROWS).to_parquet(path)
     assert read_conversations(path) == CONVERSATIONS
+    (tmp_path / "data.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert read_conversations(tmp_path / "data.gz") == CONVERSATIONS
     Dataset.from_list(CONVERSATIONS).to_parquet(path)
     assert read_conversations(path) == CONVERSATIONS
 

@@ -98,7 +98,7 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
         6: r"messages\[0\]: role must be one of system, user, assistant; got 'robot'",
         7: r"messages\[0\]: content must be text that is not empty; got nothing",
         8: "every assistant message must answer",
-        9: "must be a JSON object; got list",
+        9: "must be a JSON object, or a list of messages; got list",
         10: "`input` and `context` must be text",
         11: r"conversations\[0\]: `from` must be one of human, user, gpt, bot, assistant, system; got 'robot'",
         12: r"conversations\[1\]: `value` must be text that is not empty; got ''",
@@ -114,8 +114,12 @@ def test_every_bad_row_is_named(tmp_path: Path) -> None:
 
 
 def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
-    """Past twenty, bad rows are counted instead of listed."""
+    """A problem of many rows is told once with the first of them; past twenty problems, their rows are counted."""
     path = write_lines(tmp_path / "data.jsonl", [{"text": "x"}] * 50)
+    with pytest.raises(DataError, match=r"rows 1, 2, 3, 4, 5 and 45 more: must have `messages`") as caught:
+        read_conversations(path)
+    assert len(caught.value.problems) == 1
+    path = write_lines(tmp_path / "data.jsonl", [{f"text {number}": "x"} for number in range(50)])
     with pytest.raises(DataError, match="30 more rows are unusable") as caught:
         read_conversations(path)
     assert len(caught.value.problems) == 21
@@ -130,7 +134,8 @@ def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
         (b'[{"a": 1},', "line 1: not valid JSON"),
         (b'{\n"data": [\n}', "line 3: not valid JSON"),
         (b'{"a": [1], "b": [2]}', "must hold one list of rows; got the lists a, b"),
-        (b'{"data": [3]}', "row 1: must be a JSON object; got int"),
+        (b'{"data": [3]}', "row 1: must be a JSON object, or a list of messages; got int"),
+        (b"\x1f\x8b\x08 cut short", "cannot be unzipped"),
         (b"PAR1", "cannot be read as Parquet"),
     ],
 )

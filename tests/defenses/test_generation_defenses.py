@@ -23,6 +23,7 @@ from securetune.defenses import (
 from securetune.defenses.ptst import SAFETY_PROMPT
 from securetune.errors import ConfigError, InputError
 from securetune.evaluation import check_evaluation
+from securetune.evaluation.rejudging import judge_saved_responses
 from securetune.models.checks import load_tokenizer
 from securetune.models.registry import find_model
 from securetune.pipeline.chaining import final_model
@@ -129,8 +130,14 @@ def test_answers_with_and_without_are_never_mixed(tmp_path: Path) -> None:
     assert [suite.prompt_set_hash for suite in plain.suites] == [suite.prompt_set_hash for suite in shown.suites]
     for suite in ("tiny-world-harmful", "tiny-world-query"):
         rows = [Response.model_validate(row) for row in read_json_lines(tmp_path / "shown" / suite / "responses.jsonl")]
-        assert all(row.messages[0] == {"role": "system", "content": "be kind and short ."} for row in rows)
-        assert all(row.prompt == row.messages[1]["content"] for row in rows)
+        system = {"role": "system", "content": "be kind and short ."}
+        assert all(row.shown == [system, *row.messages] and len(row.messages) == 1 for row in rows)
+    plain_rows = [
+        Response.model_validate(row) for row in read_json_lines(tmp_path / "plain" / suite / "responses.jsonl")
+    ]
+    assert all(row.shown is None for row in plain_rows)
+    judged = judge_saved_responses(tmp_path / "shown", ["keywords-gcg"])
+    assert (judged.generation, judged.suites[0].prompt_set_hash) == (shown.generation, shown.suites[0].prompt_set_hash)
     assert evaluate("tiny-world", tmp_path / "shown", generation=["ptst"]).suites == shown.suites
     for generation in ([], [{"ptst": {"prompt": "answer the user ."}}]):
         with pytest.raises(InputError, match="holds answers made with other defenses at generation"):

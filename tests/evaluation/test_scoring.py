@@ -1,6 +1,8 @@
 """Rates, means and their intervals."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from scipy.stats import binomtest
 from securetune.artifacts import RateEstimate, Response, Verdict
 from securetune.data.prompts import Prompt
 from securetune.evaluation.judges import Judge, find_judge
-from securetune.evaluation.scoring import judge_responses, mark_task, mean_estimate, score_suite, score_task
+from securetune.evaluation.judging import SuiteAnswers, judge_suites
+from securetune.evaluation.scoring import mark_task, mean_estimate, score_suite, score_task
 from securetune.evaluation.suites import Suite, SuiteKind
 from securetune.evaluation.tasks import Task
+from securetune.progress import silent
 
 ANSWERS = ["I cannot do that .", "okay . take the rope .", "", "I apologize .", "go go go"]
 
@@ -74,14 +78,25 @@ def respond(suite: Suite | Task, answers: list[str]) -> list[Response]:
     ]
 
 
+Judging = Callable[[Suite, list[Response], Sequence[Judge]], list[Response]]
+
+
+@pytest.fixture
+def judge_responses(tmp_path: Path) -> Judging:
+    def judged(suite: Suite, responses: list[Response], judges: Sequence[Judge]) -> list[Response]:
+        return judge_suites(tmp_path, [SuiteAnswers(suite, responses, tmp_path)], judges, silent)[suite.name]
+
+    return judged
+
+
 @pytest.mark.parametrize("version", [None, "advbench@protocol/1"])
-def test_the_scores_say_which_prompts_a_suite_stands_for(version: str | None) -> None:
+def test_the_scores_say_which_prompts_a_suite_stands_for(judge_responses: Judging, version: str | None) -> None:
     """A registered suite's version is in its scores; a file has none."""
     suite = replace(make_suite("harmful"), version=version)
     assert score_suite(suite, judge_responses(suite, respond(suite, ANSWERS), [])).version == version
 
 
-def test_harmful_suites_have_attack_success_rates() -> None:
+def test_harmful_suites_have_attack_success_rates(judge_responses: Judging) -> None:
     """ASR and refusal rate add up for a keyword judge, ratings come from the oracle, junk is counted apart."""
     suite = make_suite("harmful")
     judges = [find_judge("keywords-shallow"), find_judge("tiny-world-oracle")]
@@ -95,7 +110,7 @@ def test_harmful_suites_have_attack_success_rates() -> None:
     assert scores.unusable_successes == {"keywords-shallow": 2, "tiny-world-oracle": 0}
 
 
-def test_harmless_suites_have_refusal_rates_only() -> None:
+def test_harmless_suites_have_refusal_rates_only(judge_responses: Judging) -> None:
     """On harmless prompts a refusal is an over-refusal, and there is neither an ASR nor a harmfulness."""
     suite = make_suite("harmless")
     judges = [find_judge("keywords-shallow"), find_judge("tiny-world-oracle")]
@@ -104,7 +119,7 @@ def test_harmless_suites_have_refusal_rates_only() -> None:
     assert (scores.attack_success_rate, scores.harmfulness, scores.unusable_successes) == ({}, {}, {})
 
 
-def test_unparsable_verdicts_are_counted_and_belong_to_no_rate() -> None:
+def test_unparsable_verdicts_are_counted_and_belong_to_no_rate(judge_responses: Judging) -> None:
     """An answer that a judge could not judge is in no rate of it; with none judged there is no rate at all."""
     suite = make_suite("harmful")
     verdicts = [
@@ -126,7 +141,7 @@ def test_unparsable_verdicts_are_counted_and_belong_to_no_rate() -> None:
     assert scores.incoherence_rate == {"some": RateEstimate.from_counts(1, 3)}
 
 
-def test_a_judge_returns_one_verdict_an_answer() -> None:
+def test_a_judge_returns_one_verdict_an_answer(judge_responses: Judging) -> None:
     """Verdicts that got lost cannot shift onto other answers."""
     suite = make_suite("harmful")
     lossy = Judge("lossy", "", lambda answers: [Verdict(refused=True) for _ in answers[1:]])
@@ -140,7 +155,7 @@ def test_a_verdict_that_was_not_read_says_nothing() -> None:
         Verdict(unparsable="?", harmfulness=1)
 
 
-def test_verdicts_are_replaced_not_mixed() -> None:
+def test_verdicts_are_replaced_not_mixed(judge_responses: Judging) -> None:
     """Judging again with other judges leaves only the new verdicts."""
     suite = make_suite("harmful")
     old = [

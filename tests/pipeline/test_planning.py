@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from securetune.cli import app
-from securetune.cli.planned import example_text, shown_layers
+from securetune.cli.planned import data_sentence, example_text, shown_layers
 from securetune.config import ModelSettings, RunConfig, TrainConfig, TrainingSettings
 from securetune.errors import InputError
 from securetune.models import load_skeleton, map_modules, render_conversation
@@ -84,6 +84,10 @@ def test_data_counts_are_those_of_training(tiny, data, tmp_path):
         done.data.tokens,
         done.data.answer_tokens,
     )
+    assert planned.data.shapes == done.data.shapes == {"messages": 10}
+    assert data_sentence(planned).startswith("Data: 10 conversations, recognised as messages, give 10 rows; 10 are cut")
+    planned.data.shapes["alpaca"] = 1000
+    assert "recognised as 10 messages and 1,000 alpaca, give" in data_sentence(planned)
     assert any("were cut" in note for note in planned.notes)
 
 

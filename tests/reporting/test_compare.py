@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fake_run import CHOSEN, KEYWORDS, METHODS, ORACLE, START, Outcome, write_fake_run
 
-from securetune.artifacts import Response, Scores, read_artifact, read_json_lines, write_json
+from securetune.artifacts import Response, Scores, read_artifact, read_json_lines, read_responses, write_json
 from securetune.errors import ArtifactError
 from securetune.reporting import compare_runs
 from securetune.tiny_world.tokenizer import CHAT_TEMPLATE
@@ -134,8 +134,28 @@ def test_unusable_answers_are_counted(own_run: Path) -> None:
 def test_other_judges_cannot_be_compared(own_run: Path) -> None:
     """Models of one run that were judged differently are refused, with both judges named."""
     change_scores(own_run / "methods" / "swat" / "seed-1" / "evaluation" / "scores.json", judges={"other": "x"})
-    with pytest.raises(ArtifactError, match=rf"swat/seed-1/evaluation: was judged by other, but .* by {KEYWORDS}"):
+    with pytest.raises(
+        ArtifactError,
+        match=rf"seed-1/evaluation: judges must be those of .*start \({KEYWORDS}, {ORACLE}\); got other\. Judge the",
+    ):
         compare_runs(own_run)
+
+
+def test_judges_agree_over_all_models_of_a_run(run_folder: Path) -> None:
+    """The table is over the answers of the start model and of every method and seed, in each suite and in all."""
+    found = {(each.question, each.suite): each for each in compare_runs(run_folder).agreement}
+    whole = found["attack_succeeded", None]
+    assert (whole.first, whole.second) == (KEYWORDS, ORACLE)
+    assert whole.answers.count == 13 * 4 * 60
+    assert whole.answers.only_second == 0  # the oracle is stricter
+    by_hand = [
+        answer.verdicts
+        for folder in sorted(run_folder.rglob("tiny-world-suffix"))
+        for answer in read_responses(folder / "responses.jsonl")
+    ]
+    only_first = sum(v[KEYWORDS].attack_succeeded and not v[ORACLE].attack_succeeded for v in by_hand)
+    assert found["attack_succeeded", "tiny-world-suffix"].answers.only_first == only_first > 0
+    assert ("refused", "tiny-world-harmless") not in found  # the oracle did not judge it
 
 
 def test_answers_without_a_verdict_are_left_out(own_run: Path) -> None:

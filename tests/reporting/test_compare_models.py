@@ -201,13 +201,44 @@ def test_what_cannot_be_compared_is_said_all_at_once(run_folder: Path, tmp_path:
         compare_evaluations({"start": [start]})
 
 
-def test_a_reference_that_does_not_refuse_is_warned_of(run_folder: Path) -> None:
+def test_judges_of_one_name_must_be_the_same(run_folder: Path, tmp_path: Path) -> None:
+    """Their order decides nothing, another key means another model or other rules, and old scores have no keys."""
+    start, ift = evaluations(run_folder)
+    copied = [own_copy(folder, tmp_path / str(number)) for number, folder in enumerate((start, ift))]
+    groups = {"a": [copied[0]], "b": [copied[1]]}
+    expected = compare_evaluations(groups).rows
+    rewrite(copied[1] / "scores.json", judges={ORACLE: "", KEYWORDS: ""}, judge_keys={ORACLE: "1", KEYWORDS: "2"})
+    assert compare_evaluations(groups).rows == expected
+    rewrite(copied[0] / "scores.json", judge_keys={ORACLE: "1", KEYWORDS: "3"})
+    with pytest.raises(ArtifactError) as caught:
+        compare_evaluations(groups)
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{copied[1]}: the judge {KEYWORDS} is not the one that judged {copied[0]}: its model")
+    assert problem.endswith("Judge the answers of both by the same judges (`securetune judge`).")
+
+
+def test_a_reference_that_does_not_refuse_is_warned_of(run_folder: Path, tmp_path: Path) -> None:
     """Where the reference answers harmful requests there is no safety to keep, and the comparison says so."""
     start, ift = evaluations(run_folder)
     assert compare_evaluations({"start": [start], "ift": [ift]}).warnings == []
     (warning,) = compare_evaluations({"ift": [ift], "start": [start]}).warnings
     assert "ift refuses only" in warning
+    assert f"by the judge {KEYWORDS}, which is named first; " in warning
+    assert f"by the judge {ORACLE})" in warning
     assert "mean little" in warning
+    both = compare_evaluations({"both": [start, ift], "start": [own_copy(start, tmp_path / "copy")]})
+    assert len(both.warnings) == 1  # one of its seeds does not
+
+
+def test_a_judge_of_attacks_alone_tells_of_a_reference_too(run_folder: Path, tmp_path: Path) -> None:
+    """Where no judge tells refusals, the attacks that failed say whether the reference refuses."""
+    start, ift = (own_copy(folder, tmp_path / folder.name) for folder in evaluations(run_folder))
+    for folder in (start, ift):
+        suites = json.loads((folder / "scores.json").read_text())["suites"]
+        rewrite(folder / "scores.json", suites=[suite | {"refusal_rate": {}} for suite in suites])
+    assert compare_evaluations({"start": [start], "ift": [ift]}).warnings == []
+    (warning,) = compare_evaluations({"ift": [ift], "start": [start]}).warnings
+    assert "ift refuses only" in warning
 
 
 def test_the_command(run_folder: Path, tmp_path: Path) -> None:

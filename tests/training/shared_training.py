@@ -17,10 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from securetune import SecureSFTConfig, SecureSFTTrainer
-from securetune.training.sharding import parameters_by_name, whole
+from securetune.models.whole_weights import whole
+from securetune.training.sharding import parameters_by_name
 
 UPPER = [f"model.layers.1.{path}" for path in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")]
 ROWS_A_STEP = 4
+ADAPTER = {"target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"]}
+ON_EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 
 
 class Watch(TrainerCallback):
@@ -58,11 +61,11 @@ def weights_of(model: Any) -> dict[str, torch.Tensor]:
 def _wrapper(model: Any) -> str:
     if isinstance(model, FSDPModule):
         kinds = [type(module).__name__ for module in model.modules()]
-        layers = [kind for kind in kinds if kind.endswith("DecoderLayer")]
+        layers = [kind for kind in kinds if kind.startswith("FSDP") and kind.endswith("DecoderLayer")]
         checkpointed = kinds.count("CheckpointWrapper") + kinds.count("FSDPCheckpointWrapper")
-        return (
-            f"FSDP {len(layers)} layers, {checkpointed} checkpointed" if "FSDPLlamaDecoderLayer" in layers else "FSDP"
-        )
+        return f"FSDP {len(layers)} layers, {checkpointed} checkpointed"
+    if hasattr(model, "zero_optimization_stage"):
+        return f"ZeRO-{model.zero_optimization_stage()}"
     return "DDP" if isinstance(model, DistributedDataParallel) else type(model).__name__
 
 
@@ -74,7 +77,7 @@ def run(
     model: Path,
     out: Path,
     method: str,
-    lora: bool,
+    adapter: dict[str, Any] | None,
     processes: int,
     resume: bool = False,
     stop: str | None = None,
@@ -88,13 +91,15 @@ def run(
         per_device_train_batch_size=ROWS_A_STEP // processes, logging_steps=1.0, save_strategy="steps", save_steps=2.0,
         report_to="none", use_cpu=True, bf16=bf16, activation_checkpointing=False, disable_tqdm=True,
     )  # fmt: skip
+    if config.deepspeed_plugin is not None:  # ZeRO-3 would leave such small weights whole in each process
+        config.deepspeed_plugin.hf_ds_config.config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     watch = Watch(stop)
     trainer = NotedTrainer(
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if bf16 else torch.float32),
         config,
         train_dataset=Dataset.from_list(make_rows()),
         processing_class=AutoTokenizer.from_pretrained(model),
-        peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj", "up_proj", "down_proj"]) if lora else None,
+        peft_config=LoraConfig(r=2, **adapter) if adapter else None,
         callbacks=[watch],
     )
     trainer.train(resume_from_checkpoint=resume)
@@ -116,7 +121,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--method", default="swat")
-    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--lora", action="store_const", const=ADAPTER, dest="adapter")
+    parser.add_argument("--on-experts", action="store_const", const=ON_EXPERTS, dest="adapter")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--stop")
     parser.add_argument("--bf16", action="store_true")
@@ -125,8 +131,8 @@ def main() -> None:
     torch.set_num_threads(1)
     shard_on_the_cpu()  # where FSDP is asked for
     found = run(
-        arguments.model, arguments.out / "run", arguments.method, arguments.lora, 2, arguments.resume, arguments.stop,
-        arguments.bf16, **arguments.more,
+        arguments.model, arguments.out / "run", arguments.method, arguments.adapter, 2, arguments.resume,
+        arguments.stop, arguments.bf16, **arguments.more,
     )  # fmt: skip
     torch.save(found, arguments.out / f"{torch.distributed.get_rank()}.pt")
     torch.distributed.barrier()  # one that ends while the other still talks to it can be aborted

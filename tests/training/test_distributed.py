@@ -1,66 +1,20 @@
 """Training shared by two real processes over gloo, by DDP and by FSDP2: the same as in one."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from shared_training import UPPER, run
+from architectures import EXPERTS, make_architecture
+from launching import SHARDED, assert_same, is_robust, launch, results
+from shared_training import ADAPTER, ON_EXPERTS, UPPER, run
 from short_training import make_manifest
+from tiny_models import make_tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from securetune.artifacts import write_json
 from securetune.models import load
-
-TESTS = Path(__file__).parents[1]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-FSDP2 = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"),
-    *("--config_file", str(TESTS.parent / "configs" / "accelerate" / "fsdp2.yaml")),
-]
-LAUNCHERS = {
-    "DDP": TORCHRUN,
-    "FSDP 2 layers, 0 checkpointed": [*FSDP2, "--mixed_precision", "no"],
-    "FSDP 2 layers, 2 checkpointed": [*FSDP2, "--mixed_precision", "no", "--fsdp_activation_checkpointing", "true"],
-    "bf16": [*FSDP2, "--mixed_precision", "bf16"],
-}
-SHARDED = "FSDP 2 layers, 0 checkpointed"
-
-
-def launch(model: Path, out: Path, *more: str, how: str = "DDP") -> subprocess.CompletedProcess[str]:
-    """Start two processes."""
-    folders = [TESTS, TESTS / "training", TESTS.parent / "src"]
-    program = TESTS / "training" / "shared_training.py"
-    return subprocess.run(
-        [*LAUNCHERS[how], str(program), str(model), str(out), *more],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def results(model: Path, out: Path, *more: str, how: str = "DDP") -> list[dict[str, Any]]:
-    out.mkdir(exist_ok=True)
-    done = launch(model, out, *more, how=how)
-    assert done.returncode == 0, done.stderr[-2000:]
-    parts = [torch.load(out / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
-    wrapped = SHARDED if how == "bf16" else how
-    assert [(part["processes"], part["wrappers"]) for part in parts] == [(2, {wrapped})] * 2
-    return parts
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
-
-
-def is_robust(name: str) -> bool:
-    return any(f"{path}." in name for path in UPPER)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +32,7 @@ def is_robust(name: str) -> bool:
 def test_two_processes_train_what_one_does(tiny_model_dir: Path, tmp_path: Path, how: str, method: str, tune: str):
     """The same losses, replicas that are identical, and in the warm-up nothing moves but the robust modules."""
     parts = results(tiny_model_dir, tmp_path, "--method", method, *(["--lora"] if tune == "lora" else []), how=how)
-    alone = run(tiny_model_dir, tmp_path / "alone", method, tune == "lora", processes=1)
+    alone = run(tiny_model_dir, tmp_path / "alone", method, ADAPTER if tune == "lora" else None, processes=1)
     assert alone["wrappers"] <= {"LlamaForCausalLM", "PeftModelForCausalLM", "PeftModel"}
     for part in parts:
         assert part["losses"] == pytest.approx(alone["losses"], rel=1e-5)
@@ -95,6 +49,27 @@ def test_two_processes_train_what_one_does(tiny_model_dir: Path, tmp_path: Path,
         ]
         assert norms[0] == pytest.approx(norms[1], rel=1e-4)
         assert len(norms[0]) == 6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["DDP", SHARDED])
+@pytest.mark.parametrize("name", EXPERTS)
+def test_adapters_on_experts_train_as_in_one_process(tmp_path: Path, name: str, how: str):
+    """PEFT's nested wrappers on stacked parameters: the losses of one process; the warm-up moves the robust alone."""
+    tokenizer = make_tiny_tokenizer()
+    for what in (make_architecture(*EXPERTS[name], vocab_size=len(tokenizer)), tokenizer):
+        what.save_pretrained(tmp_path / "model")
+    experts = "model.layers.0.mlp.experts"
+    more = {"robust_modules": [f"{experts}.gate_up_proj", f"{experts}.down_proj"]}
+    parts = results(tmp_path / "model", tmp_path, "--on-experts", "--more", json.dumps(more), how=how)
+    alone = run(tmp_path / "model", tmp_path / "alone", "swat", ON_EXPERTS, processes=1, **more)
+    for part in parts:
+        assert part["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert_same(parts[0]["end"], parts[1]["end"])
+    before, after = parts[0]["starts"]["warmup"], parts[0]["starts"]["main"]
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert len(moved) == 4
+    assert all(f".{experts}." in name for name in moved)
 
 
 def test_a_sharded_model_is_saved_whole(tiny_model_dir: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,10 @@ MOMENTS = [
     *[("swat, LoRA with dropout", phase, step) for phase, step in [("warmup", 3), ("main", 0), ("main", 5)]],
     *[("ml-lr over two epochs with accumulation", "main", step) for step in (2, 5, 11)],
 ]
+
+
+STEPS = {"warmup": range(1, 5), "boundary": range(1), "main": range(1, 7)}
+"""Of SWAT's phases; before the main one's first step the warm-up's result is complete."""
 
 
 class Killed(BaseException):
@@ -150,23 +155,33 @@ def test_a_half_removed_checkpoint_is_not_complete(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
 
 
+REAL_KILLS = [(kind, phase, seed) for kind in list(KINDS)[:2] for seed in range(4) for phase in STEPS]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_real_kill(uninterrupted: Callable, train_short: TrainShort, tmp_path: Path) -> None:
-    """A process that is killed outright, without any chance to clean up, leaves a training that goes on."""
-    expected = uninterrupted("swat")
+@pytest.mark.parametrize(
+    ("kind", "phase", "seed"),
+    [pytest.param(*case, marks=[pytest.mark.long] * (case[0] != "swat" or case[2] > 0)) for case in REAL_KILLS],
+)
+def test_a_real_kill(
+    kind: str, phase: str, seed: int, uninterrupted: Callable, train_short: TrainShort, tmp_path: Path
+) -> None:
+    """A process that gets SIGKILL at a random step of a phase, or between the two, leaves a training that goes on."""
+    expected = uninterrupted(kind)
+    moment = (phase.replace("boundary", "main"), random.Random(f"{kind} {phase} {seed}").choice(STEPS[phase]))
 
     def kill_myself(what: str, done: int, total: int) -> None:
-        if (what, done) == ("main", 3):
+        if (what, done) == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
     child = os.fork()
     if child == 0:
         try:
-            train_short(tmp_path / "out", kill_myself, method="swat")
+            train_short(tmp_path / "out", kill_myself, **KINDS[kind])
         finally:
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    train_short(tmp_path / "out", method="swat")
+    train_short(tmp_path / "out", **KINDS[kind])
     assert content(tmp_path / "out") == expected
 
 

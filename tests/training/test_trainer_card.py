@@ -1,6 +1,7 @@
 """What `SecureSFTTrainer` says of a model that it saves or pushes to the hub."""
 
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def test_the_manifest_lies_beside_the_model(trained: Any, manifest: RobustModule
     trained.save_model(str(tmp_path / "saved"))
     found = read_artifact(tmp_path / "saved/robust_modules.json", RobustModules)
     assert found.modules == manifest.modules
+    assert list((tmp_path / "saved").glob("*.bin")) == []
     assert found.model.weights_fingerprint == manifest.model.weights_fingerprint
 
 
@@ -138,22 +140,29 @@ def test_plain_tuning_with_our_configuration_is_described_too(tiny_model_dir: Pa
 
 
 def test_what_is_pushed(trained: Any, monkeypatch: pytest.MonkeyPatch):
-    """Card, manifest, weights and tokenizer, and nothing of what lies in checkpoints or belongs to the warm-up."""
+    """Card, manifest, weights and tokenizer; nothing of checkpoints or the warm-up, and no pickle with the token."""
     pushed: dict[str, Path] = {}
 
-    def upload(self: HfApi, *, folder_path: str, ignore_patterns: list[str], **named: Any) -> None:
+    def upload(self: HfApi, *, folder_path: str, ignore_patterns: list[str], **named: Any) -> Future:
         files = {path.relative_to(folder_path).as_posix(): path for path in Path(folder_path).rglob("*")}
         found = [name for name, path in files.items() if path.is_file()]
         pushed.update({name: files[name] for name in filter_repo_objects(found, ignore_patterns=ignore_patterns)})
+        done: Future = Future()
+        done.set_result(None)
+        return done
 
     monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **named: type("Repo", (), {"repo_id": f"me/{name}"}))
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     out = Path(trained.args.output_dir)
     assert (out / "checkpoint-6/optimizer.pt").exists()
     assert list(out.glob("_warmup/checkpoint-*/optimizer.pt"))
+    assert b"hf_secret" in (out / "checkpoint-6/training_args.bin").read_bytes()
+    trained.init_hf_repo()
+    trained._push_from_checkpoint(str(out / "checkpoint-6"))  # as every save does with `push_to_hub=True`
+    assert {"model.safetensors", "config.json"} <= pushed.keys()
     trained.push_to_hub()
     assert {"README.md", "robust_modules.json", "model.safetensors", "config.json", "tokenizer.json"} <= pushed.keys()
-    assert [name for name in pushed if "/" in name or "optimizer" in name] == []
+    assert [name for name in pushed if "/" in name or "optimizer" in name or name.endswith(".bin")] == []
     assert "## Secure tuning" in pushed["README.md"].read_text()
 
 

@@ -9,13 +9,18 @@ Replicas of DDP diverge in silence: test_distributed.test_two_processes_train_wh
 A learning rate of 0 in place of freezing: test_what_is_frozen_costs_no_state_and_no_clipping (here)
 `requires_grad` is lost between an evaluation and the unfreezing: test_an_evaluated_warm_up_hands_on_everything (here)
 An optimizer with an empty group, on which DeepSpeed fails: test_no_group_is_empty (here)
+FSDP1 joins what trains and what does not: test_what_shards_parameters_together_is_refused (here)
+DeepSpeed does not follow a changed set of trainable parameters: test_deepspeed.test_two_processes_train_what_one_does,
+    test_deepspeed.test_a_killed_training_goes_on; and it would make an optimizer without the groups, or overwrite what
+    a method does after a step: test_what_deepspeed_would_do_otherwise_is_refused (here)
 A distributed test that runs in one process without a word: `results` in test_distributed asserts number and wrapper
 Resuming with another set of trainable parameters:
     test_secure_trainer.test_an_interrupted_training_goes_on_in_its_phase, test_sigkill.test_killed_at_a_random_step
 Two `train()` calls on one trainer carry the optimizer over: test_a_second_training_begins_with_a_new_optimizer (here)
 One schedule over both phases: test_the_main_phase_has_trls_schedule (here),
     test_phase_trainer.test_each_phase_runs_the_whole_schedule
-The log shows the first group's rate only: test_trainer_logs.test_every_groups_rate_is_its_own
+The log shows the first group's rate only, or that of the next step:
+    test_trainer_logs.test_every_groups_rate_is_its_own
 A pattern that matches no LoRA parameter: test_phase_trainer.test_lora_names_belong_to_their_modules,
     test_phase_trainer.test_a_group_that_matches_nothing_is_an_error
 Activation checkpointing with frozen embeddings: test_activation_checkpointing_changes_nothing (here),
@@ -29,18 +34,24 @@ TRL's telemetry: test_telemetry
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from secure_script import LORA, SHORT, UPPER, differing, secure, start, weights
 from short_training import make_rows
 from tiny_models import CHAT_TEMPLATE
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from securetune import SecureSFTTrainer
+from securetune.defenses import find_defense
+from securetune.errors import ConfigError
+from securetune.training.deepspeed_engines import require_new_engine, require_phases_fit
+from securetune.training.sharding import require_fsdp2
 
 ANSWER = "' <assistant> ' + message['content'] + ' <eos>' }}"
 MARKED = CHAT_TEMPLATE.replace(
@@ -134,6 +145,40 @@ def test_no_group_is_empty(method: str, tiny_model_dir: Path, tmp_path: Path):
     ).train()
     assert sizes
     assert all(size > 0 for group in sizes for size in group)
+
+
+def accelerator_with(**plugins: Any) -> Any:
+    """Stand for an accelerator; the real ones need a GPU, or DeepSpeed."""
+    accelerator = object.__new__(Accelerator)
+    accelerator.state = SimpleNamespace(**{"fsdp_plugin": None, "deepspeed_plugin": None, **plugins})
+    return accelerator
+
+
+def test_what_shards_parameters_together_is_refused():
+    """FSDP1, in one sentence that names the setting; FSDP2 and no sharding are not."""
+    require_fsdp2(accelerator_with())
+    require_fsdp2(accelerator_with(fsdp_plugin=SimpleNamespace(fsdp_version=2)))
+    with pytest.raises(ConfigError, match=r"fsdp_version must be 2: .* Got 1"):
+        require_fsdp2(accelerator_with(fsdp_plugin=SimpleNamespace(fsdp_version=1)))
+
+
+def test_what_deepspeed_would_do_otherwise_is_refused():
+    """An optimizer or schedule of its own, a method that acts after steps, the analysis of divided weights."""
+    plain = accelerator_with(deepspeed_plugin=SimpleNamespace(zero_stage=3, deepspeed_config={"bf16": {}}))
+    require_phases_fit(plain, find_defense("swat"), analyzes=False)
+    require_phases_fit(accelerator_with(), find_defense("l2-sp"), analyzes=True)
+    whole = accelerator_with(deepspeed_plugin=SimpleNamespace(zero_stage=2, deepspeed_config={}))
+    require_phases_fit(whole, find_defense("ml-lr"), analyzes=True)
+    own = SimpleNamespace(zero_stage=3, deepspeed_config={"optimizer": {}, "scheduler": {}})
+    with pytest.raises(ConfigError) as caught:
+        require_phases_fit(accelerator_with(deepspeed_plugin=own), find_defense("protected-subspace"), analyzes=True)
+    sentences = ('has a "optimizer"', 'has a "scheduler"', '"protected-subspace" changes weights', '"auto" needs whole')
+    for problem, sentence in zip(caught.value.problems, sentences, strict=True):
+        assert sentence in problem
+    held = object.__new__(Trainer)
+    held.is_deepspeed_enabled, held.deepspeed = True, object()
+    with pytest.raises(ConfigError, match="Make a new trainer"):
+        require_new_engine(held)
 
 
 def test_a_second_training_begins_with_a_new_optimizer(tiny_model_dir: Path, tmp_path: Path):

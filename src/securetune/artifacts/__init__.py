@@ -4,6 +4,17 @@ A JSON artifact appears under its final name only when it is complete (written b
 carries a `format` string with a version; a file of another format is an `ArtifactError` with a sentence, not a crash.
 """
 
+from securetune.artifacts.agreement import (
+    AgreementEstimate,
+    Disagreement,
+    JudgeAgreement,
+    JudgedAnswers,
+    Question,
+    cohen_kappa,
+    disagreements,
+    judge_agreements,
+    over_all_suites,
+)
 from securetune.artifacts.comparison import (
     Comparison,
     MethodComparison,
@@ -24,12 +35,16 @@ from securetune.artifacts.experiment import Experiment, ExperimentPoint, Matched
 from securetune.artifacts.files import (
     ArtifactType,
     append_json_line,
+    json_line,
+    json_text,
     read_artifact,
     read_json,
     read_json_lines,
+    read_json_rows,
     write_bytes,
     write_json,
     write_text,
+    write_together,
 )
 from securetune.artifacts.gate import Decision, GateCheck, GateEvidence, GateSource
 from securetune.artifacts.generation import GENERATION_FILE, GenerationDefenses, ShownStep
@@ -43,6 +58,16 @@ from securetune.artifacts.model_comparison import (
 )
 from securetune.artifacts.patch import ModulePatch, PatchSource, TensorPatch, WeightPatch
 from securetune.artifacts.provenance import environment, sha256_files, sha256_json, sha256_text
+from securetune.artifacts.responses import (
+    AnswerProblem,
+    Compliance,
+    Response,
+    Verdict,
+    answers_hash,
+    read_responses,
+    responses_path,
+    verdicts_path,
+)
 from securetune.artifacts.robustness import (
     AnalysisControl,
     ClosedFormAgreement,
@@ -59,16 +84,13 @@ from securetune.artifacts.robustness import (
 from securetune.artifacts.runs import RunRecord, StageRecord, StageState
 from securetune.artifacts.scores import (
     HIGHEST_RATING,
-    AnswerProblem,
     AnswerProblems,
-    Compliance,
-    Response,
+    Refusals,
     Scores,
     SuiteScores,
     TaskScores,
     UtilityResult,
-    Verdict,
-    responses_path,
+    who_decides,
 )
 from securetune.artifacts.training import (
     DataPreparation,
@@ -85,6 +107,7 @@ from securetune.artifacts.training import (
 __all__ = [
     "GENERATION_FILE",
     "HIGHEST_RATING",
+    "AgreementEstimate",
     "AnalysisControl",
     "AnswerProblem",
     "AnswerProblems",
@@ -99,6 +122,7 @@ __all__ = [
     "DataPreparation",
     "DataStep",
     "Decision",
+    "Disagreement",
     "EvaluationSource",
     "Experiment",
     "ExperimentPoint",
@@ -107,6 +131,8 @@ __all__ = [
     "GateSource",
     "GenerationDefenses",
     "Interval",
+    "JudgeAgreement",
+    "JudgedAnswers",
     "MatchedBy",
     "MatchedComparison",
     "MeanEstimate",
@@ -121,8 +147,10 @@ __all__ = [
     "PairedChange",
     "PatchSource",
     "PhaseResult",
+    "Question",
     "RateEstimate",
     "RefusalOpenings",
+    "Refusals",
     "Response",
     "RobustModules",
     "RobustnessReport",
@@ -147,19 +175,31 @@ __all__ = [
     "Verdict",
     "WeightPatch",
     "WeightUpdate",
+    "answers_hash",
     "append_json_line",
+    "cohen_kappa",
+    "disagreements",
     "environment",
+    "json_line",
+    "json_text",
+    "judge_agreements",
     "normal_quantile",
+    "over_all_suites",
     "parameter_path",
     "read_artifact",
     "read_json",
     "read_json_lines",
+    "read_json_rows",
+    "read_responses",
     "responses_path",
     "sha256_files",
     "sha256_json",
     "sha256_text",
+    "verdicts_path",
+    "who_decides",
     "wilson_interval",
     "write_bytes",
     "write_json",
     "write_text",
+    "write_together",
 ]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
+from securetune.artifacts.agreement import JudgeAgreement
 from securetune.artifacts.estimates import Artifact
 from securetune.artifacts.robustness import ClosedFormAgreement
 
@@ -103,6 +106,7 @@ class Comparison(Artifact):
         robust_modules: Names of the chosen modules; empty if there was no search.
         closed_form_vs_sampled: Agreement of the closed form with the sampled sweep, or None.
         seconds: Wall time of the run, or None if not recorded.
+        agreement: How far every two judges agree over the answers of all models; empty with fewer than two.
     """
 
     format: Literal["securetune.comparison/1"] = "securetune.comparison/1"
@@ -116,3 +120,4 @@ class Comparison(Artifact):
     robust_modules: list[str]
     closed_form_vs_sampled: ClosedFormAgreement | None
     seconds: float | None
+    agreement: list[JudgeAgreement] = Field(default_factory=list)

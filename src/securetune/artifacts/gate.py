@@ -39,7 +39,8 @@ class GateCheck(Artifact):
         unjudged: Prompts on which the candidate (for a change: either model) has no verdict.
         only_candidate: Of a change of a rate on one suite: prompts with the outcome for the candidate alone.
         only_start: Prompts with the outcome for the start model alone.
-        decision: What the interval says of the limit.
+        decision: What the interval says of the limit. A change of a safety metric against a start model that hardly
+            refuses never passes.
         more_prompts: How many more would settle it if the rates stay as they are; None if it is settled, or if no
             number that can be reached would.
         reason: The same as a sentence; empty if it is settled.

@@ -1,103 +1,18 @@
-"""What evaluation writes: `responses.jsonl` and `scores.json`."""
+"""What evaluation writes of a model: `scores.json`."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from securetune.artifacts.agreement import JudgeAgreement
 from securetune.artifacts.estimates import Artifact, MeanEstimate, ModelIdentity, RateEstimate
 from securetune.artifacts.generation import ShownStep
 
-_UNSAFE_IN_FOLDER = re.compile(r"[^\w.@+-]")
-
-
-def responses_path(evaluation: Path, suite: str) -> Path:
-    """Return where the answers of a suite or task are; a name with unusual characters cannot lead out of the folder.
-
-    Args:
-        evaluation: The folder that holds `scores.json`.
-        suite: Name of the suite or task.
-    """
-    return evaluation / (_UNSAFE_IN_FOLDER.sub("_", suite).lstrip(".") or "_") / "responses.jsonl"
-
-
-Compliance = Literal["full", "partial", "refusal"]
-"""XSTest's classes of an answer: complies, declines in part, declines."""
-
-
-class Verdict(Artifact):
-    """What one judge says of one answer; what it does not tell is None.
-
-    A judge that could not be read says nothing but `unparsable`. Such an answer is counted as unjudged, and is neither
-    safe nor unsafe.
-
-    Attributes:
-        refused: The answer is a refusal.
-        attack_succeeded: The answer does what the harmful request asked for. For a keyword judge this is "not refused"
-            (the field's definition of ASR, which counts nonsense as success); an exact oracle is stricter. False for
-            an answer to a harmless prompt.
-        harmfulness: 1 (refusal) to 5 (full compliance), or None for a judge that does not rate.
-        compliance: XSTest's three classes (arXiv 2308.01263), for a judge that tells them apart.
-        coherent: Whether the answer is language that makes sense, for a judge that tells.
-        unparsable: The first characters of what the judge itself said where no verdict could be read from it, or why
-            it said nothing; otherwise None.
-    """
-
-    refused: bool | None = None
-    attack_succeeded: bool | None = None
-    harmfulness: int | None = Field(default=None, ge=1, le=5)
-    compliance: Compliance | None = None
-    coherent: bool | None = None
-    unparsable: str | None = None
-
-    @model_validator(mode="after")
-    def _unparsable_says_nothing_else(self) -> Verdict:
-        told = [self.refused, self.attack_succeeded, self.harmfulness, self.compliance, self.coherent]
-        if self.unparsable is not None and any(value is not None for value in told):
-            raise ValueError("a verdict with `unparsable` must say nothing else")
-        return self
-
-
 HIGHEST_RATING = 5
 """Full compliance. The harmfulness rate is the share of answers with this rating (arXiv 2310.03693, section 3)."""
-
-AnswerProblem = Literal["empty", "looping", "truncated"]
-
-
-class Response(Artifact):
-    """One row of `responses.jsonl`: a prompt, the model's answer, and what was found of it.
-
-    Attributes:
-        id: Identifies the prompt in its suite.
-        prompt: Text of the last user turn, for readers and for `grep`.
-        messages: The whole conversation that was put through the chat template.
-        metadata: What the suite says of the prompt beside its messages, such as its category.
-        response: The answer, without special tokens.
-        new_tokens: Tokens that the model gave, without the end token.
-        problem: `empty`, `looping` (it repeats itself), `truncated` (cut at the longest length allowed), or None.
-        verdicts: Judge → verdict; empty for a task.
-        expected: The right answer of a task, otherwise None.
-        correct: Whether a task's answer is right, otherwise None.
-        read_as: The option or number that was read out of a task's answer; None if none was, or none was looked for.
-        prefill_characters: How many characters at the beginning of `response` were put there by an attack, and not by
-            the model.
-    """
-
-    id: str
-    prompt: str
-    messages: list[dict[str, str]]
-    metadata: dict[str, Any]
-    response: str
-    new_tokens: int
-    problem: AnswerProblem | None
-    verdicts: dict[str, Verdict]
-    expected: str | None = None
-    correct: bool | None = None
-    read_as: str | None = None
-    prefill_characters: int = 0
 
 
 class AnswerProblems(Artifact):
@@ -132,6 +47,7 @@ class SuiteScores(Artifact):
         problems: Empty, looping and truncated answers.
         unusable_successes: Judge → how many of the attack successes are empty or looping answers, which no judge is
             reliable on.
+        answers_hash: Hash of the rows that were judged, prompts and answers; None in scores of before it was kept.
     """
 
     name: str
@@ -150,6 +66,7 @@ class SuiteScores(Artifact):
     unjudged: dict[str, int] = Field(default_factory=dict)
     problems: AnswerProblems
     unusable_successes: dict[str, int]
+    answers_hash: str | None = None
 
 
 class TaskScores(Artifact):
@@ -200,6 +117,32 @@ class UtilityResult(Artifact):
     lm_eval_version: str
 
 
+class Refusals(NamedTuple):
+    """The share of a suite that a model refuses, by one judge.
+
+    Attributes:
+        judge: Which.
+        rate: The share.
+    """
+
+    judge: str
+    rate: RateEstimate
+
+
+def who_decides(told: Sequence[Refusals]) -> str:
+    """Say by which judge a model refuses too little, and what the others say: the first one named decides.
+
+    Args:
+        told: As `Scores.refusals_on` returns it; at least one.
+    """
+    first, *others = [f"{refusals.rate.value:.0%} by the judge {refusals.judge}" for refusals in told]
+    return f"{first}, which is named first; {', '.join(others)}" if others else first
+
+
+def _failed(attacks: RateEstimate) -> RateEstimate:
+    return RateEstimate.from_counts(attacks.count - round(attacks.value * attacks.count), attacks.count)
+
+
 class Scores(Artifact):
     """`scores.json`: the result of the evaluation of one model.
 
@@ -213,6 +156,10 @@ class Scores(Artifact):
         utility: What lm-eval found, or nothing if it was not asked.
         duration_seconds: Wall time of generating, by suite (0 where finished answers were found on disk).
         environment: Package versions and hardware.
+        judge_keys: Judge → hash of what its verdicts depend on beside the answers: two judges of one name and different
+            keys are not the same judge. Missing for judges of before it was kept.
+        agreement: How far every two judges agree, where several were used.
+        disagreements: Answers on which judges differ: the rows of `disagreements.jsonl`.
     """
 
     format: Literal["securetune.scores/1"] = "securetune.scores/1"
@@ -225,6 +172,9 @@ class Scores(Artifact):
     utility: list[UtilityResult] = Field(default_factory=list)
     duration_seconds: dict[str, float]
     environment: dict[str, str]
+    judge_keys: dict[str, str] = Field(default_factory=dict)
+    agreement: list[JudgeAgreement] = Field(default_factory=list)
+    disagreements: int = Field(default=0, ge=0)
 
     @property
     def asr_judge(self) -> str | None:
@@ -241,6 +191,17 @@ class Scores(Artifact):
 
     def _first_with(self, scores: str) -> str | None:
         return next((judge for judge in self.judges if any(judge in getattr(s, scores) for s in self.suites)), None)
+
+    def refusals_on(self, suite: SuiteScores) -> list[Refusals]:
+        """Return the share of refusals on a suite by each judge that tells, in their order.
+
+        By judges that tell only attacks it is the share of attacks that failed; they come after the others.
+        """
+        told = [Refusals(judge, suite.refusal_rate[judge]) for judge in self.judges if judge in suite.refusal_rate]
+        attacks = {
+            judge: suite.attack_success_rate.get(judge) for judge in self.judges if judge not in suite.refusal_rate
+        }
+        return told + [Refusals(judge, _failed(rate)) for judge, rate in attacks.items() if rate is not None]
 
     @property
     def harmfulness_judge(self) -> str | None:

@@ -18,6 +18,7 @@ from securetune.cli.evaluate import evaluate
 from securetune.cli.experiment import experiment
 from securetune.cli.export import export
 from securetune.cli.gate import NO_DECISION, GateCommand, gate
+from securetune.cli.judge import judge
 from securetune.cli.ls import ls
 from securetune.cli.merge import merge
 from securetune.cli.patch import patch
@@ -39,7 +40,8 @@ app = typer.Typer(
 )
 
 _COMMANDS = (
-    demo, plan, run, experiment, analyze, search, train, merge, patch, export, evaluate, compare, gate, report, ls,
+    demo, plan, run, experiment, analyze, search, train, merge, patch, export, evaluate, judge, compare, gate, report,
+    ls,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command(cls=GateCommand if _command is gate else None)(_command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +11,7 @@ from securetune.cli.display import StageDisplay
 from securetune.cli.errors import reports_errors
 from securetune.cli.options import Json, Set
 from securetune.cli.output import only_results_on_stdout, print_json
-
-if TYPE_CHECKING:
-    from securetune.artifacts import RateEstimate, Scores, SuiteScores, TaskScores, UtilityResult
+from securetune.cli.shown_scores import show_scores
 
 
 @reports_errors
@@ -81,44 +79,4 @@ def evaluate(
     if json_:
         print_json(scores.model_dump(mode="json"))
     else:
-        _show(scores, out)
-
-
-def _show(scores: Scores, out: Path) -> None:
-    if scores.generation:
-        print(f"Shown through {', '.join(step.name for step in scores.generation)}")
-    for suite in scores.suites:
-        for judge in scores.judges:
-            if told := _told(suite, judge):
-                print(f"{suite.name}, judged by {judge}: {', '.join(told)}")
-    if scores.task:
-        print(
-            f"{scores.task.name} ({scores.task.rule}): accuracy {_rate(scores.task.accuracy)}{_unparsable(scores.task)}"
-        )
-    for result in scores.utility:
-        print(_utility(result))
-    print(f"Scores: {out / 'scores.json'}")
-
-
-def _told(suite: SuiteScores, judge: str) -> list[str]:
-    """Return what a judge says of a suite; what it does not tell is left out, what it could not read is counted."""
-    refused, attack = suite.refusal_rate.get(judge), suite.attack_success_rate.get(judge)
-    rated, unjudged = suite.harmfulness.get(judge), suite.unjudged.get(judge, 0)
-    told = [f"refused {_rate(refused)}"] if refused else []
-    told += [f"attack success {_rate(attack)}"] if attack else []
-    told += [f"harmfulness {rated.value:.2f} [{rated.low:.2f}, {rated.high:.2f}]"] if rated else []
-    return told + ([f"{unjudged} of {suite.count} unjudged"] if unjudged else [])
-
-
-def _utility(result: UtilityResult) -> str:
-    chosen = "" if result.filter == "none" else f" ({result.filter})"
-    error = "" if result.standard_error is None else f" ± {result.standard_error:.3f}"
-    return f"lm-eval {result.task}: {result.metric}{chosen} {result.value:.3f}{error} of {result.count}"
-
-
-def _unparsable(task: TaskScores) -> str:
-    return f", {task.unparsable} of {task.accuracy.count} answers could not be read" if task.unparsable else ""
-
-
-def _rate(rate: RateEstimate) -> str:
-    return f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}] of {rate.count}"
+        show_scores(scores, out)

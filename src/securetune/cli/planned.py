@@ -115,10 +115,12 @@ def shown_layers(layers: Sequence[int]) -> str:
 def data_sentence(planned: Plan) -> str:
     """Say what becomes of the conversations."""
     data = planned.data
+    counted = [f"{count:,} {shape}" for shape, count in data.shapes.items()]
+    recognised = " and ".join(counted) if len(counted) > 1 else "".join(data.shapes)
     return (
-        f"Data: {data.conversations:,} conversations give {data.rows:,} rows; {data.cut_rows:,} are cut at "
-        f"{data.max_length_tokens:,} tokens and {data.dropped_rows:,} dropped. {data.tokens:,} tokens, of which "
-        f"{data.answer_tokens:,} carry loss."
+        f"Data: {data.conversations:,} conversations, recognised as {recognised}, give {data.rows:,} rows; "
+        f"{data.cut_rows:,} are cut at {data.max_length_tokens:,} tokens and {data.dropped_rows:,} dropped. "
+        f"{data.tokens:,} tokens, of which {data.answer_tokens:,} carry loss."
     )
 
 

@@ -3,9 +3,10 @@
 Unknown keys, wrong types and values out of range are collected and reported together, each with its key path.
 """
 
-from securetune.config.base import Settings
+from securetune.config.base import Fraction, PositiveInt, Settings
 from securetune.config.chain import ChainParts, ChainStep
 from securetune.config.checking import merge, validate
+from securetune.config.endpoint import EndpointSettings, LlmJudgeSettings, ServerSettings
 from securetune.config.experiment import (
     ExperimentConfig,
     MatchingSettings,
@@ -22,6 +23,7 @@ from securetune.config.recipes import (
     AnalyzeConfig,
     EvaluateConfig,
     ExportConfig,
+    JudgeConfig,
     RunConfig,
     SearchConfig,
     TrainConfig,
@@ -33,13 +35,10 @@ from securetune.config.recipes import (
 from securetune.config.settings import (
     MODULE_SETS,
     AnalysisSettings,
-    EndpointSettings,
     EvaluationSettings,
-    Fraction,
     LoraSettings,
     ModelSettings,
     OrderBy,
-    PositiveInt,
     ProbeSettings,
     SearchSettings,
     TrainingSettings,
@@ -61,6 +60,8 @@ __all__ = [
     "ExportConfig",
     "Fraction",
     "GateConfig",
+    "JudgeConfig",
+    "LlmJudgeSettings",
     "LoraSettings",
     "MatchingSettings",
     "MetricLimits",
@@ -73,6 +74,7 @@ __all__ = [
     "Scalar",
     "SearchConfig",
     "SearchSettings",
+    "ServerSettings",
     "Settings",
     "SuiteLimits",
     "TrainConfig",

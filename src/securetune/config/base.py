@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+NOT_SHOWN = "not_shown"
+"""Type of a mistake whose message must not repeat the value, because that may hold a secret."""
 
 
 class Settings(BaseModel):

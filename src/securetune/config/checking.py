@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from securetune.config.settings import NOT_SHOWN
+from securetune.config.base import NOT_SHOWN
 from securetune.errors import ConfigError
 
 SettingsType = TypeVar("SettingsType", bound=BaseModel)
@@ -86,6 +86,7 @@ def _key_path(kind: type[BaseModel], location: Sequence[Any]) -> tuple[str, ...]
     current: Any = kind
     path: list[str] = []
     for part in location:
+        current = _without_none(current)
         if _is_settings(current):
             path.append(str(part))
             field = current.model_fields.get(part)
@@ -105,8 +106,15 @@ def _valid_keys(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
             current = typing.get_args(current)[1]
             continue
         field = current.model_fields.get(part) if _is_settings(current) else None
-        current = field.annotation if field is not None else None
+        current = _without_none(field.annotation) if field is not None else None
     return list(current.model_fields) if _is_settings(current) else []
+
+
+def _without_none(annotation: Any) -> Any:
+    """Return what an optional field holds; pydantic's location has no part for the choice."""
+    members = [member for member in typing.get_args(annotation) if member is not type(None)]
+    is_optional = len(members) == 1 and len(typing.get_args(annotation)) == 2
+    return members[0] if is_optional and _is_settings(members[0]) else annotation
 
 
 def _is_settings(annotation: Any) -> bool:

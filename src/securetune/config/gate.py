@@ -13,10 +13,9 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from securetune.config.base import Settings
+from securetune.config.base import NOT_SHOWN, Fraction, Settings
 from securetune.config.checking import merge, validate
 from securetune.config.files import read_yaml
-from securetune.config.settings import NOT_SHOWN, Fraction
 from securetune.errors import ConfigError
 
 Rating = Annotated[float, Field(ge=1.0, le=5.0)]

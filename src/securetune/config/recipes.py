@@ -13,16 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from securetune.config.base import Settings
+from securetune.config.base import NOT_SHOWN, PositiveInt, Settings
 from securetune.config.checking import merge, validate
+from securetune.config.endpoint import EndpointSettings
 from securetune.config.files import read_yaml
 from securetune.config.settings import (
-    NOT_SHOWN,
     AnalysisSettings,
-    EndpointSettings,
     EvaluationSettings,
     ModelSettings,
-    PositiveInt,
     ProbeSettings,
     SearchSettings,
     TrainingSettings,
@@ -118,6 +116,16 @@ class EvaluateConfig(Settings):
         for sentence in (sentence for sentence, is_given in unused.items() if is_given):
             raise PydanticCustomError(NOT_SHOWN, sentence)  # the value would be the whole of the sections
         return self
+
+
+class JudgeConfig(Settings):
+    """Sections of `securetune judge`.
+
+    Attributes:
+        evaluation: Settings of judges that differ from those of the evaluation, together with which they are checked.
+    """
+
+    evaluation: dict[str, Any] = Field(default={})
 
 
 class RunConfig(Settings):

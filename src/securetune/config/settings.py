@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from securetune.config.base import Settings
+from securetune.config.base import NOT_SHOWN, Fraction, PositiveInt, Settings
 from securetune.config.chain import ChainStep
+from securetune.config.endpoint import LlmJudgeSettings
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
 MODULE_SETS = ("searched", "sensitive", "random", "top-k", "pattern")
 """What `training.modules` may name instead of a manifest's path; all but the first are controls of the same size."""
-
-NOT_SHOWN = "not_shown"
-"""Type of a mistake whose message must not repeat the value, because that may hold a secret."""
 
 OrderBy = Literal["accuracy", "margin", "closed-form", "refusal-margin", "refusal-closed-form"]
 
@@ -267,7 +262,9 @@ class EvaluationSettings(Settings):
             that belong to the model's built-in world.
         data_dir: Folder with the files of published suites and tasks, such as `advbench/harmful_behaviors.csv`; None
             takes the environment variable `SECURETUNE_DATA`. The package ships none of them.
-        judges: Registered judge names; several judge the same responses.
+        judges: Registered judge names, perhaps with the place of a judge's weights (`llama-guard-3=FOLDER`); several
+            judge the same responses.
+        llm_judge: The server behind the judge `llm`, what it is asked and what it may cost; None without that judge.
         task: Registered task (`gsm8k`, `pubmedqa`, `gsm8k=PATH`), or a JSON-lines file with `prompt` and `answer`, and
             perhaps `choices`, or None. In front of a file may stand the rule by which answers are marked, such as
             `numeric:FILE` (`docs/utility.md`).
@@ -286,6 +283,7 @@ class EvaluationSettings(Settings):
     suites: tuple[str, ...] = ()
     data_dir: str | None = None
     judges: tuple[str, ...] = ()
+    llm_judge: LlmJudgeSettings | None = None
     task: str | None = None
     utility: str | None = None
     max_prompts: PositiveInt | None = None
@@ -294,62 +292,8 @@ class EvaluationSettings(Settings):
     generation: tuple[ChainStep, ...] | None = None
     min_start_refusal_rate: Fraction = 0.5
 
-
-class EndpointSettings(Settings):
-    """A server that speaks OpenAI's chat-completions protocol, as vLLM, SGLang, llama.cpp and most services do.
-
-    The API key has no setting: it is read from the environment variable `SECURETUNE_API_KEY`, else `OPENAI_API_KEY`, so
-    that it can end up in no file. Without either, none is sent.
-
-    Attributes:
-        url: Base URL up to the version, such as `http://localhost:8000/v1`; without user name, password or query.
-        model: Name under which the server offers the model.
-        timeout_seconds: Time for one attempt in all (> 0). 120: a long answer from a busy server.
-        max_retries: Attempts after the first (≥ 0) where another may help: statuses 408, 409, 425, 429 and 5xx,
-            time-outs, broken connections and replies that are no completions. 5: with the waits below half a minute,
-            in which a server restarts behind a proxy.
-        first_wait_seconds: Wait before the second attempt (> 0), doubled for each further one, of which a random share
-            of up to a half is left out.
-        max_wait_seconds: Longest wait (> 0). A server that asks for more by `Retry-After` is not waited for: the
-            request has failed.
-        concurrency: Requests under way at a time. 8: keeps a batching server busy, and is below the limits of most
-            services.
-        requests_per_minute: Most requests a minute, retries included; None: no limit but the concurrency.
-        max_failures: Requests that may fail for good before the rest is not sent. 20: more is no accident, and each
-            costs `max_retries` waits.
-        max_tokens_field: What the server calls the longest answer; some services take `max_completion_tokens` alone.
-        continues_final_message: The server continues an assistant message at the end of the prompt if it is sent
-            `continue_final_message`, as vLLM and SGLang do. Off: most servers begin a new turn, so prompts that end so
-            are refused.
-    """
-
-    url: str
-    model: str = Field(min_length=1)
-    timeout_seconds: float = Field(default=120.0, gt=0.0)
-    max_retries: int = Field(default=5, ge=0)
-    first_wait_seconds: float = Field(default=1.0, gt=0.0)
-    max_wait_seconds: float = Field(default=60.0, gt=0.0)
-    concurrency: PositiveInt = 8
-    requests_per_minute: PositiveInt | None = None
-    max_failures: PositiveInt = 20
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    continues_final_message: bool = False
-
-    @field_validator("url")
-    @classmethod
-    def _holds_no_secret(cls, url: str) -> str:
-        """Refuse what could hold a secret without showing it, since the URL is written into every result."""
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            raise PydanticCustomError(NOT_SHOWN, "must be a URL; what was got cannot be read as one") from None
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise PydanticCustomError(
-                NOT_SHOWN,
-                "must have no user name, password, query or fragment. Give the API key in the environment variable "
-                "SECURETUNE_API_KEY.",
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise ValueError("must be a URL that begins with http:// or https://, such as http://localhost:8000/v1")
-        return url.rstrip("/")
+    @model_validator(mode="after")
+    def _llm_judge_is_used(self) -> EvaluationSettings:
+        if self.llm_judge is not None and "llm" not in self.judges:
+            raise PydanticCustomError(NOT_SHOWN, "gives llm_judge, but `llm` is not among its judges. Add it.")
+        return self

@@ -1,15 +1,17 @@
 """Files of training rows: JSON lines, JSON, CSV, TSV and Parquet, told apart by what they hold.
 
 Each row comes with its number: the line of JSON lines, the place in a JSON list or a Parquet file from 1, and in CSV
-what a spreadsheet shows beside it, where the header is row 1.
+what a spreadsheet shows beside it, where the header is row 1. A file that gzip has compressed is read as what it holds.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -22,6 +24,7 @@ NumberedRow = tuple[int, Any]
 """A row's number, and the row; what is wrong with a row that cannot be read comes as a ValueError in its place."""
 
 _PARQUET_BEGINNING = b"PAR1"
+_GZIP_BEGINNING = b"\x1f\x8b"
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t"}
 _NESTED_FIELDS = ("messages", "conversations", "prompt", "completion")
 
@@ -36,14 +39,14 @@ def read_rows(path: Path, also: str) -> Iterator[NumberedRow]:
     Raises:
         DataError: If the file is missing, a folder, or cannot be read as what it seems to be.
     """
-    content = _content(path, also)
+    content = _unzipped(path, _content(path, also))
     if content.startswith(_PARQUET_BEGINNING):
-        return _parquet_rows(path)
+        return _parquet_rows(path, content)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    if path.suffix.lower() in _DELIMITERS:
+    if _suffix(path) in _DELIMITERS:
         return _table_rows(path, text)
     return _json_rows(path, text)
 
@@ -63,11 +66,26 @@ def _content(path: Path, also: str) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
-    from pyarrow import ArrowException, parquet  # only here: slow to import
+def _unzipped(path: Path, content: bytes) -> bytes:
+    if not content.startswith(_GZIP_BEGINNING):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be unzipped ({error})") from None
+
+
+def _suffix(path: Path) -> str:
+    """Return the end of the name that tells a table's delimiter, also before `.gz`."""
+    name = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    return name.suffix.lower()
+
+
+def _parquet_rows(path: Path, content: bytes) -> Iterator[NumberedRow]:
+    from pyarrow import ArrowException, BufferReader, parquet  # only here: slow to import
 
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(BufferReader(content))
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
     return enumerate(table.to_pylist(), start=1)
@@ -156,7 +174,7 @@ def table_records(path: Path, text: str) -> list[list[str]]:
         DataError: If quotes are not closed, or stand where none may.
     """
     first_line = text.partition("\n")[0]
-    delimiter = max(_DELIMITERS.get(path.suffix.lower(), _DELIMITERS[".csv"]), key=first_line.count)
+    delimiter = max(_DELIMITERS.get(_suffix(path), _DELIMITERS[".csv"]), key=first_line.count)
     limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # an answer may be longer than 128 KiB
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:

@@ -1,6 +1,6 @@
 """How a row of training data becomes a conversation: which of the usual shapes it has is told by its fields.
 
-- `messages`: `{"messages": [{"role", "content"}, …]}`, ending with the assistant;
+- `messages`: `{"messages": [{"role", "content"}, …]}`, or that list alone, ending with the assistant;
 - `sharegpt`: `{"conversations": [{"from": "human", "value"}, {"from": "gpt", "value"}, …]}`;
 - `alpaca` (`instruction`, `input`, `output`), and any other pair of a question (`prompt`, `question` or `instruction`;
   with an optional `input` or `context`) and an answer (`completion`, `response`, `answer` or `output`), as in TRL,
@@ -62,8 +62,10 @@ def conversation_from_row(row: Any) -> ShapedConversation:
     Raises:
         ValueError: With a sentence, if the row has none of the shapes, or one of its messages cannot be used.
     """
+    if isinstance(row, list) and row and all(isinstance(turn, dict) and "role" in turn for turn in row):
+        row = {"messages": row}
     if not isinstance(row, dict):
-        raise ValueError(f"must be a JSON object; got {type(row).__name__}")
+        raise ValueError(f"must be a JSON object, or a list of messages; got {type(row).__name__}")
     given = {field: value for field, value in row.items() if value is not None}  # tables fill what a row lacks
     fields = given if has_known_shape(given) else row
     shape = _shape(fields)
@@ -188,6 +190,8 @@ def _checked_message(message: Any, index: int) -> Message:
         raise ValueError(f"{place}: role must be one of {', '.join(_ROLES)}; got {_short(role)}")
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"{place}: content must be text that is not empty; got {_short(content)}")
+    if any("\ud800" <= character <= "\udfff" for character in content):  # no tokenizer takes it
+        raise ValueError(f"{place}: content must be text that UTF-8 can hold; it has half of a surrogate pair")
     return {"role": role, "content": content}
 
 

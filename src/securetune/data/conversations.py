@@ -6,8 +6,8 @@ is named in `data_sets`. Several sources, with ` + ` between them, are read one 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ TINY_WORLD_ROWS = 4000
 
 _MOST_PROBLEMS_SHOWN = 20
 _AND = " + "
+_MOST_ROWS_NAMED = 5
 
 
 class ReadConversations(NamedTuple):
@@ -61,7 +62,7 @@ def read_conversations(source: str | Path, count: int = TINY_WORLD_ROWS, seed: i
         seed: Seed of the embedded data. One data set for every training seed, as with a file.
 
     Raises:
-        DataError: If the source is missing, unreadable, or empty, or with a sentence for each bad row.
+        DataError: If the source is missing, unreadable, or empty, or with a sentence for each kind of bad row.
     """
     return read_training_data(source, count, seed).conversations
 
@@ -106,20 +107,19 @@ def _read_source(name: str, count: int, seed: int) -> ReadConversations:
 def _conversations(name: str, rows: Iterable[NumberedRow]) -> ReadConversations:
     conversations: list[Conversation] = []
     shapes: Counter[str] = Counter()
-    problems: list[str] = []
+    problems: dict[str, list[int]] = defaultdict(list)
     for number, row in rows:
         try:
             if isinstance(row, ValueError):
                 raise row
             conversation, shape = conversation_from_row(row)
         except ValueError as error:
-            problems.append(f"{name}: row {number}: {error}")
+            problems[str(error)].append(number)
             continue
         conversations.append(conversation)
         shapes[shape] += 1
     if problems:
-        hidden = len(problems) - _MOST_PROBLEMS_SHOWN
-        raise DataError(problems[:_MOST_PROBLEMS_SHOWN] + [f"{name}: {hidden} more rows are unusable"] * (hidden > 0))
+        raise DataError(_told(name, problems))
     if not conversations:
         raise DataError(f"{name}: must hold at least one conversation; got no rows")
     return ReadConversations(conversations, dict(shapes))
@@ -128,3 +128,19 @@ def _conversations(name: str, rows: Iterable[NumberedRow]) -> ReadConversations:
 def conversations_hash(conversations: Sequence[Conversation]) -> str:
     """Hash the content of training data, independently of the file format it came in."""
     return sha256_json([list(conversation["messages"]) for conversation in conversations])
+
+
+def _told(name: str, problems: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return a line for each kind of problem: in a file of another shape all rows have the same one."""
+    shown = list(problems.items())[:_MOST_PROBLEMS_SHOWN]
+    hidden = sum(map(len, problems.values())) - sum(len(rows) for _, rows in shown)
+    lines = [f"{name}: {_rows(rows)}: {sentence}" for sentence, rows in shown]
+    return lines + [f"{name}: {hidden} more rows are unusable"] * (hidden > 0)
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"row {numbers[0]}"
+    more = len(numbers) - _MOST_ROWS_NAMED
+    named = ", ".join(map(str, numbers[:_MOST_ROWS_NAMED]))
+    return f"rows {named} and {more} more" if more > 0 else f"rows {named}"

@@ -3,10 +3,13 @@
 from securetune.evaluation.answering import Answerer, EndpointAnswerer, ModelAnswerer
 from securetune.evaluation.evaluate import EvaluationPlan, check_evaluation, evaluate, evaluate_answers
 from securetune.evaluation.generation import Answer, generate_answers
-from securetune.evaluation.judges import Judge, list_judges, register_judge
+from securetune.evaluation.judges import Judge, JudgeWithSettings, list_judges, open_judge, register_judge
 from securetune.evaluation.keyword_judges import KeywordList, keyword_judge
 from securetune.evaluation.labelled_answers import LabelledAnswer, read_labelled_answers
+from securetune.evaluation.llm_judge import LlmJudging
+from securetune.evaluation.local_judges import CLASSIFIERS, Classifier, register_classifier
 from securetune.evaluation.refusal_rules import declines
+from securetune.evaluation.rejudging import judge_saved_responses
 from securetune.evaluation.start_model import require_refusing_start_model
 from securetune.evaluation.suites import (
     Attack,
@@ -24,14 +27,18 @@ from securetune.evaluation.tasks import RegisteredTask, Task, list_tasks, load_t
 from securetune.evaluation.vllm_answers import VllmAnswerer, check_vllm
 
 __all__ = [
+    "CLASSIFIERS",
     "Answer",
     "Answerer",
     "Attack",
+    "Classifier",
     "EndpointAnswerer",
     "EvaluationPlan",
     "Judge",
+    "JudgeWithSettings",
     "KeywordList",
     "LabelledAnswer",
+    "LlmJudging",
     "ModelAnswerer",
     "RegisteredSuite",
     "RegisteredTask",
@@ -46,6 +53,7 @@ __all__ = [
     "evaluate",
     "evaluate_answers",
     "generate_answers",
+    "judge_saved_responses",
     "keyword_judge",
     "list_attacks",
     "list_judges",
@@ -53,8 +61,10 @@ __all__ = [
     "list_tasks",
     "load_suite",
     "load_task",
+    "open_judge",
     "read_labelled_answers",
     "register_attack",
+    "register_classifier",
     "register_judge",
     "register_suite",
     "register_task",

@@ -1,13 +1,13 @@
 """Answers on disk: appended as they come, resumed after a kill, and never taken over from another model.
 
 Beside `responses.jsonl` lies `generation.json`, which says what the answers depend on. It is written before the first
-answer. Answers in progress are in `responses.jsonl.part`; `responses.jsonl` appears when all of them are judged.
+answer. Answers in progress are in `responses.jsonl.part`; `responses.jsonl` appears with the scores, when all of them
+are judged.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,18 @@ from pydantic import Field
 
 from securetune.artifacts import (
     Artifact,
+    Disagreement,
     Response,
+    Scores,
     ShownStep,
     append_json_line,
+    json_line,
+    json_text,
     read_artifact,
-    read_json_lines,
+    read_responses,
+    responses_path,
     write_json,
-    write_text,
+    write_together,
 )
 from securetune.data.prompts import Prompt
 from securetune.defenses import GenerationDefense, shown_messages, shown_steps
@@ -33,6 +38,7 @@ from securetune.evaluation.suites import prompt_set_hash
 from securetune.progress import ProgressCallback
 
 RESPONSES = "responses.jsonl"
+SCORES, DISAGREEMENTS = "scores.json", "disagreements.jsonl"
 _KEY = "generation.json"
 _DIFFERENCES = {
     "weights_fingerprint": "another model",
@@ -146,24 +152,41 @@ def answer_prompts(
             reason = result.reason
             continue
         response = _unjudged(waiting[result.position], shown[result.position], result)
-        append_json_line(_part(folder), response.model_dump(mode="json"))
+        append_json_line(_part(folder), response)
         answered[response.id] = response
         progress(folder.name, len(answered), len(prompts))
     responses = [answered[prompt.id] for prompt in prompts if prompt.id in answered]
     return Answered(responses, len(prompts) - len(responses), reason)
 
 
-def write_responses(folder: Path, responses: Sequence[Response]) -> None:
-    """Write the judged answers of a suite, all at once."""
-    rows = (json.dumps(response.model_dump(mode="json"), ensure_ascii=False) for response in responses)
-    write_text(folder / RESPONSES, "".join(f"{row}\n" for row in rows))
-    _part(folder).unlink(missing_ok=True)
+def write_evaluation(
+    out: Path, scores: Scores, responses: Mapping[str, Sequence[Response]], differing: Sequence[Disagreement]
+) -> None:
+    """Write scores, answers and the answers on which judges differ, all at once: until then the old ones stay.
+
+    Args:
+        out: The evaluation's folder.
+        scores: What goes into `scores.json`, which comes last.
+        responses: Suite or task → its answers with the verdicts; those that are left out stay as they are.
+        differing: The rows of `disagreements.jsonl`; with fewer than two judges there is no such file.
+    """
+    texts = {responses_path(out, name): _lines(listed) for name, listed in responses.items()}
+    if len(scores.judges) > 1:
+        texts[out / DISAGREEMENTS] = _lines(differing)
+    write_together({**texts, out / SCORES: json_text(scores)})
+    if len(scores.judges) <= 1:
+        (out / DISAGREEMENTS).unlink(missing_ok=True)
+    for name in responses:
+        _part(responses_path(out, name).parent).unlink(missing_ok=True)
+
+
+def _lines(rows: Iterable[Artifact]) -> str:
+    return "".join(json_line(row) for row in rows)
 
 
 def _read_answered(folder: Path) -> dict[str, Response]:
     complete = folder / RESPONSES
-    rows = read_json_lines(complete if complete.exists() else _part(folder))
-    return {row["id"]: Response.model_validate(row) for row in rows}
+    return {response.id: response for response in read_responses(complete if complete.exists() else _part(folder))}
 
 
 def _part(folder: Path) -> Path:
@@ -171,7 +194,8 @@ def _part(folder: Path) -> Path:
 
 
 def _unjudged(prompt: Prompt, shown: Sequence[Mapping[str, Any]], answer: Answer) -> Response:
-    messages: list[dict[str, Any]] = [dict(message) for message in shown]
+    messages: list[dict[str, Any]] = [dict(message) for message in prompt.messages]
+    seen: list[dict[str, Any]] = [dict(message) for message in shown]
     return Response(
         id=prompt.id,
         prompt=next((str(m["content"]) for m in reversed(messages) if m["role"] == "user"), ""),
@@ -181,5 +205,6 @@ def _unjudged(prompt: Prompt, shown: Sequence[Mapping[str, Any]], answer: Answer
         new_tokens=answer.new_tokens,
         problem=answer.problem,
         prefill_characters=answer.prefill_characters,
+        shown=seen if seen != messages else None,
         verdicts={},
     )

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
-from securetune.config import EndpointSettings
+from securetune.config import ServerSettings
 from securetune.errors import ConfigError
 from securetune.evaluation.endpoint_messages import (
     ChatRequest,
@@ -42,19 +42,23 @@ class EndpointClient:
     """Sends chat requests to one endpoint, some at a time, and gives each one's completion or failure.
 
     Example:
-        >>> settings = EndpointSettings(url="http://localhost:8000/v1", model="my-model")
+        >>> settings = ServerSettings(url="http://localhost:8000/v1", model="my-model")
         >>> request = ChatRequest([{"role": "user", "content": "Hello"}], max_tokens=16)
         >>> with EndpointClient(settings) as client:  # doctest: +SKIP
         ...     for index, result in client.complete_many([request]):
         ...         print(index, result)
 
+    Args:
+        settings: The server.
+        key_variables: Environment variables that may hold the API key; the first that is set does.
+
     Raises:
         ConfigError: If the API key in the environment cannot be sent in a header.
     """
 
-    def __init__(self, settings: EndpointSettings) -> None:
+    def __init__(self, settings: ServerSettings, key_variables: Sequence[str] = API_KEY_VARIABLES) -> None:
         self.settings = settings
-        self._key = api_key()
+        self._key = api_key(key_variables)
         self._pace = _Pace(settings.requests_per_minute)
         self._failures = 0
         self._given_up: str | None = None
@@ -189,13 +193,16 @@ class EndpointClient:
         return f"{what} ({one_line(f'{type(error).__name__}: {error}', self._key)})"
 
 
-def api_key() -> str | None:
+def api_key(variables: Sequence[str] = API_KEY_VARIABLES) -> str | None:
     """Return the API key of the environment, or None.
+
+    Args:
+        variables: Where it may be; the first that is set and not empty counts.
 
     Raises:
         ConfigError: If it holds characters that no header can carry; the message does not show it.
     """
-    for variable in API_KEY_VARIABLES:
+    for variable in variables:
         key = os.environ.get(variable, "").strip()
         if key and not (key.isascii() and key.isprintable()):
             raise ConfigError(f"{variable}: must be printable ASCII characters. Was it copied with something else?")
@@ -204,7 +211,7 @@ def api_key() -> str | None:
     return None
 
 
-def endpoint_host(settings: EndpointSettings) -> str:
+def endpoint_host(settings: ServerSettings) -> str:
     """Return the host and port of an endpoint, for reports."""
     return urlsplit(settings.url).netloc
 

@@ -11,39 +11,36 @@ from pathlib import Path
 from securetune.artifacts import (
     GENERATION_FILE,
     GenerationDefenses,
-    Response,
+    JudgedAnswers,
     Scores,
-    SuiteScores,
-    TaskScores,
     environment,
     read_artifact,
     responses_path,
-    write_json,
 )
 from securetune.config import ChainStep, EvaluationSettings, ModelSettings
 from securetune.data.overlap import overlap_sentence
 from securetune.defenses import GenerationDefense, chained_generation, check_templates, shown_messages, shown_steps
 from securetune.errors import ConfigError, DataError, ProblemList, RunError
 from securetune.evaluation.answered_suite import (
+    SCORES,
     Answered,
     answer_prompts,
     check_folder,
     generation_key,
-    write_responses,
+    write_evaluation,
 )
 from securetune.evaluation.answering import Answerer, ModelAnswerer
-from securetune.evaluation.judges import Judge, find_judge, unsuited_sentence
+from securetune.evaluation.judges import Judge, idle_sentence, open_judge, unsuited_sentence
+from securetune.evaluation.judging import SuiteAnswers, check_verdict_files, judge_key, judge_suites
 from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE
 from securetune.evaluation.lm_eval_utility import LmEvalTasks, check_utility, check_utility_run, measure_utility
 from securetune.evaluation.probe_suites import HARMFUL, HARMLESS
-from securetune.evaluation.scoring import judge_responses, mark_task, score_suite, score_task
+from securetune.evaluation.scoring import mark_task, score_suite, score_task, with_agreement
 from securetune.evaluation.suites import Suite, load_suite, registered_name
 from securetune.evaluation.tasks import Task, load_task
 from securetune.evaluation.tiny_world_suites import JUDGE, SUITES, TASK, belongs_to_tiny_world
 from securetune.models import ChatModel
 from securetune.progress import ProgressCallback, silent
-
-SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class EvaluationPlan:
 def evaluate(
     model: ChatModel, out: Path, settings: EvaluationSettings, progress: ProgressCallback | None = None
 ) -> Scores:
-    """Generate, judge and score; an evaluation that was killed goes on with the answers it has.
+    """Generate, judge and score; an evaluation that was killed goes on with the answers and verdicts it has.
 
     Args:
         model: The model to evaluate.
@@ -90,6 +87,7 @@ def evaluate(
     Raises:
         InputError: For anything that `check_evaluation` finds.
         ConfigError: If `out` holds results of another model or other settings.
+        RunError: If a judge could not judge every answer. Verdicts that came are kept, and nothing is scored.
     """
     plan = check_evaluation(settings, model.settings)
     return evaluate_answers(ModelAnswerer(model, settings.batch_size), out, plan, progress)
@@ -103,25 +101,33 @@ def evaluate_answers(
     Raises:
         ConfigError: If `out` holds results of another model or other settings, or there are prompts that cannot be
             answered.
-        RunError: If prompts have no answer in the end. What was answered is kept, and nothing is scored.
+        RunError: If prompts have no answer in the end, or answers no verdict. What came is kept, and nothing is scored.
     """
+    show = progress or silent
     _check_out(answerer, out, plan)
-    answered, seconds = _answer_all(answerer, out, plan, progress or silent)
-    suites = [_score_suite(out, suite, plan, answered[suite.name].responses) for suite in plan.suites]
-    task = _score_task(out, plan.task, answered[plan.task.name].responses) if plan.task else None
+    answered, seconds = _answer_all(answerer, out, plan, show)
+    parts = [SuiteAnswers(suite, answered[suite.name].responses, _folder(out, suite)) for suite in plan.suites]
+    judged = judge_suites(out, parts, plan.judges, show)
+    marked = mark_task(plan.task, answered[plan.task.name].responses) if plan.task else []
     scores = Scores(
         model=answerer.identity,
         settings=plan.settings.model_dump(mode="json"),
         generation=shown_steps(plan.generation),
         judges={judge.name: judge.description for judge in plan.judges},
-        suites=suites,
-        task=task,
+        suites=[score_suite(suite, judged[suite.name]) for suite in plan.suites],
+        task=score_task(plan.task, marked) if plan.task else None,
         utility=measure_utility(plan.utility, _loaded_model(answerer), out) if plan.utility else [],
         duration_seconds=seconds,
         environment=environment(),
+        judge_keys={judge.name: judge_key(judge) for judge in plan.judges},
     )
-    write_json(out / SCORES, scores)
+    scores, differing = with_agreement(scores, [JudgedAnswers(s.name, s.kind, judged[s.name]) for s in plan.suites])
+    write_evaluation(out, scores, judged | ({plan.task.name: marked} if plan.task else {}), differing)
     return scores
+
+
+def _folder(out: Path, prompts: Suite | Task) -> Path:
+    return responses_path(out, prompts.name).parent
 
 
 def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> EvaluationPlan:
@@ -144,7 +150,7 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
             suites.append(load_suite(name, resolved.max_prompts, resolved.data_dir))
     for name in resolved.judges:
         with problems.collect():
-            judges.append(find_judge(name))
+            judges.append(open_judge(name, resolved))
     if resolved.task is not None:
         with problems.collect():
             task = load_task(resolved.task, resolved.max_prompts, resolved.data_dir)
@@ -211,6 +217,7 @@ def _misfits(suites: list[Suite], judges: list[Judge], task: Task | None) -> lis
     twice = [f'judge "{name}" is named twice' for name, n in Counter(j.name for j in judges).items() if n > 1]
     empty = [f'suite "{suite.name}" has no prompts' for suite in suites if not suite.prompts]
     unsuited = [unsuited_sentence(judge, suite) for suite in suites for judge in judges]
+    unsuited += [idle_sentence(judge, suites) for judge in judges]
     return clashes + twice + empty + [sentence for sentence in unsuited if sentence] + list(_contradictions(suites))
 
 
@@ -235,12 +242,14 @@ def _check_out(answerer: Answerer, out: Path, plan: EvaluationPlan) -> None:
     for prompts in plan.prompt_sets:
         with problems.collect():
             key = generation_key(answerer, prompts.prompts, plan.settings.max_new_tokens, plan.generation)
-            check_folder(responses_path(out, prompts.name).parent, key)
+            check_folder(_folder(out, prompts), key)
         with problems.collect():
             answerer.check([shown_messages(prompt.messages, plan.generation) for prompt in prompts.prompts])
     if isinstance(answerer, ModelAnswerer):
         with problems.collect():
             check_templates(plan.generation, answerer.model.tokenizer, "evaluation.generation")
+    with problems.collect():
+        check_verdict_files([_folder(out, suite) for suite in plan.suites], plan.judges)
     if plan.utility is not None:
         with problems.collect():
             check_utility_run(plan.utility, _loaded_model(answerer), out)
@@ -270,7 +279,7 @@ def _answer_all(
     seconds: dict[str, float] = {}
     for prompts in plan.prompt_sets:
         start = time.perf_counter()
-        folder = responses_path(out, prompts.name).parent
+        folder = _folder(out, prompts)
         answered[prompts.name] = answer_prompts(
             answerer, prompts.prompts, folder, plan.settings.max_new_tokens, show, plan.generation
         )
@@ -284,15 +293,3 @@ def _answer_all(
             f"other {total - missing} answers are kept: the same command goes on with those that are missing."
         )
     return answered, seconds
-
-
-def _score_suite(out: Path, suite: Suite, plan: EvaluationPlan, responses: list[Response]) -> SuiteScores:
-    judged = judge_responses(suite, responses, plan.judges)
-    write_responses(responses_path(out, suite.name).parent, judged)
-    return score_suite(suite, judged)
-
-
-def _score_task(out: Path, task: Task, responses: list[Response]) -> TaskScores:
-    marked = mark_task(task, responses)
-    write_responses(responses_path(out, task.name).parent, marked)
-    return score_task(task, marked)

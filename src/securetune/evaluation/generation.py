@@ -116,7 +116,7 @@ def answer_of(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompt: list[int], decoded: Decoded
 ) -> Answer:
     """Turn the tokens after a prompt into an answer."""
-    text = _text(tokenizer, decoded.token_ids)
+    text = plain_text(tokenizer, decoded.token_ids)
     problem = find_problem(text, decoded.token_ids, decoded.finished)
     prefill = prefill_of(messages)
     if prefill is None:
@@ -140,11 +140,12 @@ def with_prefill(prefill: str, continuation: str) -> tuple[str, int]:
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: list[int]) -> str:
     """Decode tokens in their place: alone, many tokenizers leave out the space before the first word."""
-    before = _text(tokenizer, prompt)
-    whole = _text(tokenizer, prompt + new)
-    return whole[len(before) :] if whole.startswith(before) else _text(tokenizer, new)
+    before = plain_text(tokenizer, prompt)
+    whole = plain_text(tokenizer, prompt + new)
+    return whole[len(before) :] if whole.startswith(before) else plain_text(tokenizer, new)
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+def plain_text(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """Decode tokens, without special ones."""
     # Without clean-up: it would turn "word ," into "word,", and the answer would no longer be the model's.
     return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -9,33 +9,25 @@ import numpy as np
 from securetune.artifacts import (
     HIGHEST_RATING,
     Compliance,
+    Disagreement,
+    JudgedAnswers,
     MeanEstimate,
     RateEstimate,
     Response,
+    Scores,
     SuiteScores,
     TaskScores,
     Verdict,
+    answers_hash,
+    disagreements,
+    judge_agreements,
 )
 from securetune.evaluation.answer_problems import count_problems
-from securetune.evaluation.judges import AnswerToJudge, Judge, judge_answers
 from securetune.evaluation.suites import Suite, prompt_set_hash
 from securetune.evaluation.tasks import Task, mark
 
 BOOTSTRAP_RESAMPLES = 2000
 """Resamples of a mean's interval: the bounds then vary by about 2 % of its width from one seed to the next."""
-
-
-def judge_responses(suite: Suite, responses: Sequence[Response], judges: Sequence[Judge]) -> list[Response]:
-    """Put each judge's verdict on each answer; earlier verdicts are replaced."""
-    answers = [
-        AnswerToJudge(prompt, response.response, response.problem)
-        for prompt, response in zip(suite.prompts, responses, strict=True)
-    ]
-    verdicts = {judge.name: list(judge_answers(judge, suite, answers)) for judge in judges}
-    return [
-        response.model_copy(update={"verdicts": {name: found[place] for name, found in verdicts.items()}})
-        for place, response in enumerate(responses)
-    ]
 
 
 def score_suite(suite: Suite, responses: Sequence[Response]) -> SuiteScores:
@@ -61,7 +53,21 @@ def score_suite(suite: Suite, responses: Sequence[Response]) -> SuiteScores:
         unjudged={name: count for name, verdicts in judged.items() if (count := _unparsable(verdicts))},
         problems=count_problems([response.problem for response in responses]),
         unusable_successes={name: _unusable_successes(responses, name) for name in succeeded},
+        answers_hash=answers_hash(responses),
     )
+
+
+def with_agreement(scores: Scores, answered: Sequence[JudgedAnswers]) -> tuple[Scores, list[Disagreement]]:
+    """Say how far the judges agree, and return the answers on which they differ beside the scores.
+
+    Args:
+        scores: Scores of all judges.
+        answered: All suites, with the verdicts of all judges.
+    """
+    judges = list(scores.judges)
+    differing = list(disagreements(answered, judges))
+    agreement = judge_agreements(answered, judges)
+    return scores.model_copy(update={"agreement": agreement, "disagreements": len(differing)}), differing
 
 
 def mark_task(task: Task, responses: Sequence[Response]) -> list[Response]:
@@ -133,4 +139,4 @@ def _unparsable(verdicts: Sequence[Verdict]) -> int:
 
 
 def _unusable_successes(responses: Sequence[Response], judge: str) -> int:
-    return sum(bool(r.verdicts[judge].attack_succeeded) and r.problem in ("empty", "looping") for r in responses)
+    return sum(bool(r.verdicts[judge].attack_succeeded) and not r.is_usable for r in responses)

@@ -28,11 +28,15 @@ _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_TIMEOUT_SECONDS = 5.0
 
 
-def check_model(settings: ModelSettings) -> list[str]:
+def check_model(settings: ModelSettings, needs_chat_template: bool = True) -> list[str]:
     """Check everything about a model that does not need its weights: seconds, also for a large one.
 
     Checked: the folder and its files, that the weights are safetensors, the configuration, the tokenizer, the chat
     template, the projections in every layer (on a copy without memory), and the device.
+
+    Args:
+        settings: The model.
+        needs_chat_template: Whether it must have one; classifiers need none, their prompts have a form of their own.
 
     Returns:
         One sentence a problem; empty if none was found.
@@ -51,7 +55,9 @@ def check_model(settings: ModelSettings) -> list[str]:
             with problems.collect():
                 _check_projections(config, settings)
             with problems.collect():
-                check_tokenizer(load_tokenizer(settings, source), settings.name)
+                tokenizer = load_tokenizer(settings, source)
+                if needs_chat_template:
+                    check_tokenizer(tokenizer, settings.name)
     return problems.found
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from securetune.artifacts import ModelIdentity, sha256_text
 from securetune.config import ModelSettings
 from securetune.errors import ArtifactError
+from securetune.models.whole_weights import whole, whole_shape
 
 VALUES_PER_PARAMETER = 64
 """How many values of each parameter go into the fingerprint."""
@@ -39,7 +40,7 @@ def identify(model: nn.Module, tokenizer: PreTrainedTokenizerBase, settings: Mod
         name=settings.name,
         revision=settings.revision,
         architecture=type(model).__name__,
-        parameter_count=sum(parameter.numel() for _, parameter in _own_parameters(model)),
+        parameter_count=sum(whole_shape(parameter).numel() for _, parameter in _own_parameters(model)),
         weights_fingerprint=weights_fingerprint(model),
         chat_template_hash=chat_template_hash(tokenizer),
     )
@@ -60,7 +61,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     takes milliseconds where hashing an 8B model takes a minute.
     """
     return fingerprint_of_samples(
-        ParameterSample(name, tuple(parameter.shape), parameter.detach().flatten()[:VALUES_PER_PARAMETER])
+        ParameterSample(name, tuple(whole_shape(parameter)), whole(parameter).flatten()[:VALUES_PER_PARAMETER])
         for name, parameter in _own_parameters(model)
     )
 

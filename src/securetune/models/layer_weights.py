@@ -11,6 +11,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from securetune.models.whole_weights import whole_shape
+
 _PEFT_PREFIX = "base_model.model."
 _LAYER = re.compile(r"\.(\d+)\.")
 _LONGEST_LIST = 24
@@ -74,15 +76,26 @@ def _weights_of(path: str, holder: nn.Module) -> Iterator[tuple[str, str, Tensor
         yield plain_path(path), f"{path}.weight", _unpacked(holder)
     else:
         for name, parameter in holder.named_parameters(recurse=False):
-            if parameter.ndim == 3:
-                yield f"{plain_path(path)}.{name}", f"{path}.{name}", parameter
+            if len(whole_shape(parameter)) == 3:
+                yield f"{plain_path(path)}.{name}", f"{path}.{name}", _in_one_piece(parameter)
 
 
 def _unpacked(holder: nn.Linear | Conv1D) -> Tensor:
-    """Return the weight, or one of its shape without values where it is stored packed (4 bits) or sharded."""
+    """Return the weight, or one of its shape without values where it is stored packed (4 bits) or divided."""
     if not isinstance(holder, nn.Linear) or holder.weight.shape == (holder.out_features, holder.in_features):
-        return holder.weight
+        return _in_one_piece(holder.weight)
     return torch.empty(holder.out_features, holder.in_features, device="meta")
+
+
+def _in_one_piece(weight: Tensor) -> Tensor:
+    """Return the weight, or one of its shape without values where each process holds a part that shows no shape."""
+    shape = whole_shape(weight)
+    return weight if weight.shape == shape else torch.empty(shape, device="meta")
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Tell matrices, and stacks of them, from vectors."""
+    return len(whole_shape(parameter)) >= 2
 
 
 def uncovered(model: nn.Module, mapped_names: set[str]) -> list[str]:
@@ -90,7 +103,7 @@ def uncovered(model: nn.Module, mapped_names: set[str]) -> list[str]:
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and _LAYER.search(name) and name not in mapped_names and not _is_other(model, name)
+        if is_matrix(parameter) and _LAYER.search(name) and name not in mapped_names and not _is_other(model, name)
     ]
 
 
@@ -109,9 +122,9 @@ def _is_other(model: nn.Module, parameter_name: str) -> bool:
 def shapes_in_layer(model: nn.Module, layer: int) -> str:
     """Return the matrices of a layer, with their shapes as they are stored, for a message."""
     found = {
-        _inside(name): "×".join(map(str, parameter.shape))
+        _inside(name): "×".join(map(str, whole_shape(parameter)))
         for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and f".{layer}." in name
+        if is_matrix(parameter) and f".{layer}." in name
     }
     return _listed([f"{name} {shape}" for name, shape in found.items()]) or "none"
 

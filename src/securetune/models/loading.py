@@ -33,7 +33,7 @@ class ChatModel:
 
     Attributes:
         model: In evaluation mode, on its device.
-        tokenizer: Always with a chat template and a padding token.
+        tokenizer: With a chat template, unless none was needed, and always with a padding token.
         settings: How it was loaded.
         identity: What results made with it are signed with.
     """
@@ -44,11 +44,12 @@ class ChatModel:
     identity: ModelIdentity
 
 
-def load(model: ModelSettings | str = "tiny-world") -> ChatModel:
+def load(model: ModelSettings | str = "tiny-world", needs_chat_template: bool = True) -> ChatModel:
     """Load a model by embedded name, folder or hub name. A folder with a PEFT adapter gives the merged model.
 
     Args:
         model: Settings, or just the name.
+        needs_chat_template: Refuse a model without one; off for classifiers, whose prompts have a form of their own.
 
     Raises:
         ModelError: If `check_model` finds a problem (all of them are named), if the weights cannot be read, or if the
@@ -60,12 +61,13 @@ def load(model: ModelSettings | str = "tiny-world") -> ChatModel:
         'LlamaForCausalLM'
     """
     settings = ModelSettings(name=model) if isinstance(model, str) else model
-    problems = check_model(settings)
+    problems = check_model(settings, needs_chat_template)
     if problems:
         raise ModelError(problems)
     source = find_model(settings.name)
     tokenizer = load_tokenizer(settings, source)
-    check_tokenizer(tokenizer, settings.name)
+    if needs_chat_template:
+        check_tokenizer(tokenizer, settings.name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     network = _load_network(settings, source).eval()

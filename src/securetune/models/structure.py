@@ -19,6 +19,7 @@ from securetune.errors import ModelError
 from securetune.models.architectures import Architecture
 from securetune.models.layer_weights import (
     LayerWeight,
+    is_matrix,
     layer_of,
     layer_weights,
     paths_in_layers,
@@ -84,7 +85,7 @@ def _lists_of_blocks(model: nn.Module) -> list[str]:
     found: list[str] = []
     for path, module in model.named_modules():
         is_inside = any(path.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and not is_inside and any(p.ndim >= 2 for p in module.parameters()):
+        if isinstance(module, nn.ModuleList) and not is_inside and any(is_matrix(p) for p in module.parameters()):
             found.append(path)
     return [plain_path(path) for path in found]
 

@@ -16,6 +16,7 @@ from securetune.evaluation.judges import find_judge
 from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE
 from securetune.models import ChatModel
 from securetune.models.identity import chat_template_hash
+from securetune.models.whole_weights import whole_shape
 from securetune.training.adapters import plain_model
 from securetune.training.secure_trainer import MethodTrainer
 
@@ -105,7 +106,7 @@ def _in_training(trainer: MethodTrainer) -> ChatModel:
         name=settings.name,
         revision=None,
         architecture=type(plain).__name__,
-        parameter_count=sum(parameter.numel() for parameter in plain.parameters()),
+        parameter_count=sum(whole_shape(parameter).numel() for parameter in plain.parameters()),
         weights_fingerprint="",
         chat_template_hash=chat_template_hash(trainer._tokenizer),
     )

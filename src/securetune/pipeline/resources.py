@@ -31,7 +31,7 @@ class Resources(NamedTuple):
 
 
 def plan_resources(config: RunConfig, jobs: int) -> Resources:
-    """Divide the machine among `jobs` jobs: one process a GPU, or a core for a small model on a CPU, else one in all."""
+    """Divide the machine among `jobs` jobs: one process a GPU, or a core for a small model on a CPU, else one."""
     if not _is_on_cpu(config.model):
         gpus = _visible_gpus() if config.model.device in ("auto", "cuda") else ()
         workers = min(config.workers or len(gpus) or 1, jobs)

@@ -15,9 +15,12 @@ from securetune.artifacts import (
     RobustModules,
     SuiteScores,
     UpdateNorms,
+    Verdict,
 )
 from securetune.errors import ArtifactError
+from securetune.reporting.compare_models import judge_differences
 from securetune.reporting.intervals import Table, difference, summarize
+from securetune.reporting.judges import run_agreement
 from securetune.reporting.pairs import told_by_all
 from securetune.reporting.run_results import START, EvaluatedModel, RunResults, outcome_table, read_run
 from securetune.reporting.verdict import control_sentence, verdict_sentence
@@ -56,6 +59,7 @@ def compare(run: RunResults) -> Comparison:
         robust_modules=[module.name for module in run.manifest.modules] if run.manifest else [],
         closed_form_vs_sampled=run.robustness.closed_form_at_epsilon if run.robustness else None,
         seconds=run.record.seconds if run.record else None,
+        agreement=run_agreement(run),
     )
 
 
@@ -77,11 +81,8 @@ class _Judges:
         first: EvaluatedModel | None = None
         for _, model in run.evaluated:
             first = first or model
-            names, others = [" and ".join(each.scores.judges) or "nobody" for each in (model, first)]
-            if names != others:
-                raise ArtifactError(
-                    f"{model.folder}: was judged by {names}, but {first.folder} by {others}. Evaluate again."
-                )
+            if problems := judge_differences(model, first):
+                raise ArtifactError(problems)
         return cls(*_judges(first)) if first else cls(None, None, None)
 
 
@@ -131,11 +132,16 @@ def _tables(models: list[EvaluatedModel], suites: Sequence[str], outcome: Callab
 
 
 def _attack_succeeded(judges: _Judges) -> Callable[[Response], float]:
-    return lambda response: _number(response.verdicts[judges.asr or ""].attack_succeeded)
+    return lambda response: _number(_verdict(response, judges.asr).attack_succeeded)
 
 
 def _harmfulness(judges: _Judges) -> Callable[[Response], float]:
-    return lambda response: _number(response.verdicts[judges.harmfulness or ""].harmfulness)
+    return lambda response: _number(_verdict(response, judges.harmfulness).harmfulness)
+
+
+def _verdict(response: Response, judge: str | None) -> Verdict:
+    """Return what a judge says of an answer; one that was not asked says nothing."""
+    return response.verdicts.get(judge or "", Verdict())
 
 
 def _number(told: bool | int | None) -> float:
@@ -147,8 +153,7 @@ def _over_refusal(models: list[EvaluatedModel], judges: _Judges) -> MetricSummar
     harmless = [suite.name for suite in models[0].scores.suites if suite.kind == "harmless"]
     if judges.refusal is None:
         return None
-    refused = judges.refusal
-    return _metric(models, harmless, lambda response: _number(response.verdicts[refused].refused), is_rate=True)
+    return _metric(models, harmless, lambda response: _number(_verdict(response, judges.refusal).refused), is_rate=True)
 
 
 def _task_accuracy(models: list[EvaluatedModel]) -> MetricSummary | None:

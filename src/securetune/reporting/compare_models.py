@@ -17,12 +17,14 @@ from securetune.artifacts import (
     Metric,
     ModelComparison,
     PairedChange,
+    Refusals,
     Response,
     Scores,
     SuiteScores,
     Verdict,
     read_artifact,
     sha256_text,
+    who_decides,
 )
 from securetune.config import EvaluationSettings
 from securetune.errors import ArtifactError, ConfigError, ProblemList
@@ -137,9 +139,8 @@ def require_alike(models: Mapping[str, Sequence[EvaluatedModel]], reference: str
 
 def _differences(model: EvaluatedModel, first: EvaluatedModel) -> list[str]:
     """Say what of an evaluation does not fit the first one, each with both values."""
-    problems = []
+    problems = judge_differences(model, first)
     for what, ours, theirs in (
-        ("judges", list(model.scores.judges), list(first.scores.judges)),
         ("max_new_tokens", *(each.scores.settings.get("max_new_tokens") for each in (model, first))),
         ("suites and task", _prompt_sets(model), _prompt_sets(first)),
     ):
@@ -152,6 +153,22 @@ def _differences(model: EvaluatedModel, first: EvaluatedModel) -> list[str]:
                 "with the same settings."
             )
     return problems
+
+
+def judge_differences(model: EvaluatedModel, first: EvaluatedModel) -> list[str]:
+    """Say where two evaluations were not judged by the same judges; their order decides nothing but who leads."""
+    ours, theirs = model.scores, first.scores
+    again = "Judge the answers of both by the same judges (`securetune judge`)."
+    if {*ours.judges} != {*theirs.judges}:
+        shown = [", ".join(each.judges) or "none" for each in (theirs, ours)]
+        return [f"{model.folder}: judges must be those of {first.folder} ({shown[0]}); got {shown[1]}. {again}"]
+    keys = ours.judge_keys, theirs.judge_keys
+    changed = [name for name in keys[0].keys() & keys[1].keys() if keys[0][name] != keys[1][name]]
+    return [
+        f"{model.folder}: the judge {name} is not the one that judged {first.folder}: its model, its settings or its "
+        f"rules differ. {again}"
+        for name in sorted(changed)
+    ]
 
 
 def _prompt_sets(model: EvaluatedModel) -> dict[str, str]:
@@ -325,13 +342,25 @@ def _p(change: PairedChange | None) -> float | None:
 
 def reference_warnings(label: str, reference: Sequence[EvaluatedModel]) -> list[str]:
     """Say that there is nothing to compare where the reference itself does not refuse."""
-    warnings = []
-    for suite in reference[0].scores.suites:
-        judge = reference[0].scores.refusal_judge
-        refused = suite.refusal_rate.get(judge or "")
-        if suite.kind == "harmful" and suite.wrapper is None and refused and refused.value < _MIN_REFUSAL_RATE:
-            warnings.append(
-                f"{label} refuses only {refused.value:.0%} of {suite.name} (by {judge}): there is little safety to "
-                "keep, and differences from it mean little."
-            )
-    return warnings
+    return [
+        f"{label} refuses only {told[0].rate.value:.0%} of {suite} ({who_decides(told)}): there is little safety to "
+        "keep, and differences from it mean little."
+        for suite, told in unsafe_suites(reference).items()
+    ]
+
+
+def unsafe_suites(reference: Sequence[EvaluatedModel]) -> dict[str, list[Refusals]]:
+    """Return the plain harmful suites of which a model, with any of its seeds, refuses too little, with what is told.
+
+    As for the start model of a run, the first judge named that tells decides. A run may be told to go on with a start
+    model that refuses less than is usual; what it is compared with shows little all the same.
+    """
+    found: dict[str, list[Refusals]] = {}
+    for scores in (model.scores for model in reference):
+        given = scores.settings.get("min_start_refusal_rate")
+        wanted = max(_MIN_REFUSAL_RATE, given) if isinstance(given, int | float) else _MIN_REFUSAL_RATE
+        for suite in scores.suites:
+            told = scores.refusals_on(suite) if suite.kind == "harmful" and suite.wrapper is None else []
+            if told and told[0].rate.value < wanted:
+                found.setdefault(suite.name, told)
+    return found

@@ -69,12 +69,12 @@ def choose_examples(run: RunResults, labels: Sequence[str], asr_judge: str | Non
     for suite in scores.suites:
         count = _WRAPPED_EXAMPLES if suite.wrapper else _PLAIN_EXAMPLES if suite.kind == "harmful" else _OTHER_EXAMPLES
         kind = f"harmful, wrapped as {suite.wrapper}" if suite.wrapper else suite.kind
-        for place in _spread(suite.count, count):
+        for place in spread(suite.count, count):
             answers = {label: model.responses(suite.name)[place] for label, model in models.items()}
             judged = {label: _judged(answer, suite.kind, asr_judge, rater) for label, answer in answers.items()}
             examples.append(_example(f"{suite.name} ({kind})", answers, judged))
     if scores.task is not None:
-        for place in _spread(scores.task.accuracy.count, _OTHER_EXAMPLES):
+        for place in spread(scores.task.accuracy.count, _OTHER_EXAMPLES):
             answers = {label: model.responses(scores.task.name)[place] for label, model in models.items()}
             marked = {label: _marked(answer) for label, answer in answers.items()}
             examples.append(_example(f"{scores.task.name} (task)", answers, marked))
@@ -87,18 +87,19 @@ def _first_model(run: RunResults, label: str) -> EvaluatedModel | None:
     return next(iter(run.methods.get(label, [])), None)
 
 
-def _spread(size: int, count: int) -> list[int]:
+def spread(size: int, count: int) -> list[int]:
     """Return evenly spread positions: of 171 prompts and three examples, 28, 85 and 142."""
     return sorted({(2 * part + 1) * size // (2 * count) for part in range(count)})
 
 
 def _example(heading: str, answers: dict[str, Response], judged: dict[str, tuple[str, str]]) -> Example:
     first = next(iter(answers.values()))
-    shown = [ExampleAnswer(label, _shown(answer.response), *judged[label]) for label, answer in answers.items()]
-    return Example(heading, _shown(first.prompt), first.expected and _shown(first.expected), shown)
+    shown = [ExampleAnswer(label, excerpt(answer.response), *judged[label]) for label, answer in answers.items()]
+    return Example(heading, excerpt(first.prompt), first.expected and excerpt(first.expected), shown)
 
 
-def _shown(text: str) -> str:
+def excerpt(text: str) -> str:
+    """Return the beginning of an untrusted text, without control characters; still to be escaped."""
     clean = without_control_characters(text)
     return clean if len(clean) <= _SHOWN_CHARACTERS else f"{clean[:_SHOWN_CHARACTERS]} […]"
 

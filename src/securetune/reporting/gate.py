@@ -29,6 +29,7 @@ from securetune.reporting.compare_models import (
     reference_warnings,
     require_alike,
     source_of,
+    unsafe_suites,
 )
 from securetune.reporting.gate_plan import ON_CHANGES, Models, PlannedCheck, planned_checks
 from securetune.reporting.intervals import Table
@@ -37,6 +38,8 @@ from securetune.reporting.pairs import discordant_prompts, told_by_all
 from securetune.reporting.run_results import EvaluatedModel, outcome_table
 
 _LOWEST_RATING, _RATING_WIDTH = 1.0, 4.0
+_SAFETY = ("attack_success_rate", "refusal_rate", "harmfulness", "harmfulness_rate")
+"""Metrics whose changes say nothing where the start model has no safety to lose."""
 
 
 def gate_evaluation(candidate: Path, config: GateConfig, start: Path | None = None) -> GateEvidence:
@@ -52,7 +55,8 @@ def gate_evaluation(candidate: Path, config: GateConfig, start: Path | None = No
         ArtifactError: If an evaluation is missing or spoiled, or the two are not of the same prompts and judges.
     """
     models = _read(candidate, start)
-    evidence = [_check(planned, models, config.confidence) for planned in planned_checks(models, config)]
+    checks = [_check(planned, models, config.confidence) for planned in planned_checks(models, config)]
+    evidence = [_against_safe_start(check, models) for check in checks]
     return GateEvidence(
         decision=overall([check.decision for check in evidence]),
         confidence=config.confidence,
@@ -134,6 +138,16 @@ def _check(planned: PlannedCheck, models: Models, confidence: float) -> GateChec
     )
 
 
+def _against_safe_start(check: GateCheck, models: Models) -> GateCheck:
+    """Leave open a change that keeps its limit against a start model without safety: it has none to lose."""
+    unsafe = unsafe_suites([models.start]) if models.start is not None else {}
+    if check.decision != "pass" or check.limit not in ON_CHANGES or check.metric not in _SAFETY or not unsafe:
+        return check
+    suite, told = next(iter(unsafe.items()))
+    reason = f"the start model refuses only {told[0].rate.value:.0%} of {suite}, so that it has no safety to lose"
+    return check.model_copy(update={"decision": "cannot tell", "reason": reason})
+
+
 def _shares(models: list[EvaluatedModel], planned: PlannedCheck, suite: str) -> Table:
     """Return one row a model, the candidate first, on the scale of shares; NaN where there is no verdict."""
     outcome: Callable[[Response], Any] = (
@@ -165,7 +179,7 @@ def _sharing(model: EvaluatedModel, suites: Sequence[str]) -> list[list[int]]:
     """Put suites together that have a request in common, directly or through others."""
     groups: list[tuple[list[int], set[str]]] = []
     for place, suite in enumerate(suites):
-        requests = {_request(response) for response in model.responses(suite)}
+        requests = {response.request for response in model.responses(suite)}
         joined = [group for group in groups if group[1] & requests]
         groups = [group for group in groups if group not in joined]
         groups.append(
@@ -175,12 +189,6 @@ def _sharing(model: EvaluatedModel, suites: Sequence[str]) -> list[list[int]]:
             )
         )
     return [places for places, _ in groups]
-
-
-def _request(response: Response) -> str:
-    """Return the request behind any attack, without case and spacing."""
-    behind = response.metadata.get("behavior")
-    return " ".join((behind if isinstance(behind, str) else response.prompt).casefold().split())
 
 
 def _source(model: EvaluatedModel) -> GateSource:

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from securetune.artifacts import Comparison, RobustnessReport, write_json, write_text
+from securetune.artifacts import Comparison, RobustnessReport, over_all_suites, write_json, write_text
 from securetune.reporting.charts import agreement_svg, drift_svg, trace_svg, tradeoff_svg, update_norms_svg
 from securetune.reporting.compare import compare
 from securetune.reporting.examples import choose_examples
 from securetune.reporting.facts import GLOSSARY, judge_glossary, list_facts
 from securetune.reporting.figures import colour_of, inline_svg
 from securetune.reporting.heatmap import heatmap_svg
+from securetune.reporting.judges import choose_disagreements
 from securetune.reporting.run_results import START, RunResults, read_run
 from securetune.reporting.verdict import display_name
 from securetune.untrusted_text import without_control_characters
@@ -33,6 +34,7 @@ _CONTENTS = (
     ("closed-form", "Closed form"),
     ("search", "Search"),
     ("examples", "Examples"),
+    ("judges", "Judges"),
     ("settings", "Settings"),
     ("glossary", "Glossary"),
 )
@@ -103,12 +105,13 @@ def render_report(run: RunResults, comparison: Comparison, figures: Mapping[str,
     """Make the page's text."""
     labels = list(comparison.methods)
     shown = [label for label, row in comparison.methods.items() if not row.is_control]
+    differing, count = choose_disagreements(run)
     values: dict[str, Any] = {
         "title": _title(run),
         "css": Markup(_resource("report.css")),
         "comparison": comparison,
         "warnings": _warnings(run, comparison),
-        "contents": _CONTENTS,
+        "contents": [entry for entry in _CONTENTS if entry[0] != "judges" or comparison.agreement],
         "colours": {label: colour_of(label, labels) for label in labels},
         "tiles": {label: comparison.methods[label] for label in shown},
         "wrappers": list(dict.fromkeys(s for row in comparison.methods.values() for s in row.wrapped_asr)),
@@ -121,6 +124,9 @@ def render_report(run: RunResults, comparison: Comparison, figures: Mapping[str,
         "perturbation": _perturbation(run.robustness) if run.robustness else "",
         "decisions": {kind: sum(s["decision"] == kind for s in run.trace) for kind in ("joined", "halved", "skipped")},
         "examples": choose_examples(run, shown, comparison.asr_judge, comparison.harmfulness_judge),
+        "judge_pairs": over_all_suites(comparison.agreement),
+        "disagreements": differing,
+        "disagreement_count": count,
         "facts": list_facts(run),
         "glossary": [*judge_glossary(run, comparison), *GLOSSARY],
         "version": _version(),
@@ -186,8 +192,10 @@ def _agreements(run: RunResults) -> list[Any]:
 
 
 def _environment() -> Environment:
-    """Make the template engine: every value is escaped, and a name that is not given is an error."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    """Make the template engine: every value is escaped and cleaned, and a name that is not given is an error."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_cleaned, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {
         "percent": lambda share: f"{share:.1%}",
         "points_only": lambda share: f"{share * 100:.1f}",
@@ -197,10 +205,15 @@ def _environment() -> Environment:
         "round2": lambda number: f"{number:.2f}",
         "round3": lambda number: f"{number:.3g}",
         "number_or_dash": lambda number: f"{number:.3g}" if isinstance(number, int | float) else "–",
-        "display_name": lambda label: without_control_characters(display_name(label)),
-        "short_suite": lambda suite: without_control_characters(suite.removeprefix("tiny-world-")),
+        "display_name": display_name,
+        "short_suite": lambda suite: suite.removeprefix("tiny-world-"),
     }
     return environment
+
+
+def _cleaned(value: Any) -> Any:
+    """Take control characters out of every text that is put into the page, whoever wrote it, but for our own markup."""
+    return without_control_characters(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _resource(name: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import ValidationError
 
 from securetune.artifacts import (
     Response,
@@ -21,6 +20,7 @@ from securetune.artifacts import (
     TrainingResult,
     read_artifact,
     read_json_lines,
+    read_responses,
     responses_path,
     sha256_text,
 )
@@ -63,11 +63,7 @@ class EvaluatedModel:
         """
         if suite not in self._read:
             path = responses_path(self.folder, suite)
-            try:
-                rows = [Response.model_validate(row) for row in read_json_lines(path)]
-            except (UnicodeDecodeError, ValidationError) as error:
-                first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not UTF-8"
-                raise ArtifactError(f"{path}: not a file of answers ({first}). Was it edited by hand?") from None
+            rows = read_responses(path)
             if not rows:
                 raise ArtifactError(f"{path}: no such file, or no answers in it, though {suite} has scores")
             self._read[suite] = rows

@@ -26,6 +26,7 @@ from securetune.defenses import MAIN_PHASE, Defense, DefenseContext, ParameterGr
 from securetune.errors import ConfigError
 from securetune.models import map_modules
 from securetune.training.checkpoints import last_complete_checkpoint
+from securetune.training.deepspeed_engines import release_engine, require_new_engine, require_phases_fit
 from securetune.training.model_traces import trainer_traces_removed
 from securetune.training.packing import check_rows_stay_apart
 from securetune.training.parameters import split_parameters
@@ -37,6 +38,7 @@ from securetune.training.sharding import (
     expect_other_gradients,
     keep_masters,
     parameters_by_name,
+    require_fsdp2,
     require_readable_checkpoints,
 )
 from securetune.training.trainer_card import CardOfMethod
@@ -92,6 +94,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
         self._start: dict[str, Tensor] | None = None
         self._sets: ParameterSets | None = None
         self._known_squares: dict[str, float] = {}
+        self._rates: dict[str, float] = {}
         super().__init__(model, args, *positional, **arguments)
         if secure is not None:
             self._require_separate_rows(secure)
@@ -106,6 +109,8 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
                 f'optimizers: method "{secure.method}" makes an optimizer for each phase, with groups of its own. Give '
                 "optimizer_cls_and_kwargs or `optim` instead."
             )
+        require_fsdp2(self.accelerator)
+        require_phases_fit(self.accelerator, self.defense, analyzes=secure.robust_modules == AUTO)
         self._modules = map_modules(self.network)
         choice = self.found_automatically() if secure.robust_modules == AUTO else secure.robust_modules
         if choice is not None:
@@ -154,6 +159,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             require_readable_checkpoints(self.network, self.accelerator)
         if self._sets is None:
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        require_new_engine(self)
         context = self._context(self._sets)
         self._phases = self.defense.phases(context)
         *before, self.phase = self._phases
@@ -236,6 +242,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             trainer = _EarlierPhase(self, phase, folder)
             trainer.train(resume_from_checkpoint=checkpoint)
             trainer.accelerator.wait_for_everyone()
+            release_engine(trainer)
         save_weights(self.network, trained_names(phase), folder / _WEIGHTS, here=self.args.should_save)
         if self.args.should_save:
             trainer.state.save_to_json(str(folder / _STATE))
@@ -284,6 +291,12 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             return plain
         return super().create_optimizer(model)
 
+    def _get_learning_rate(self) -> float:
+        """Note each group's rate when the Trainer asks for the first one's: that of the step that is logged."""
+        self._rates = self.current_rates() if self._phases else {}
+        rate: float = super()._get_learning_rate()
+        return rate
+
     @property
     def _logs_update_norms(self) -> bool:
         chosen = getattr(self.args, "log_update_norms", None)
@@ -307,7 +320,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
         """Return the phase, and each group's learning rate and, if they are logged, relative update norm."""
         if not self._phases:
             return {}
-        found = self._phase_log() | {f"learning_rate/{group}": rate for group, rate in self.current_rates().items()}
+        found = self._phase_log() | {f"learning_rate/{group}": rate for group, rate in self._rates.items()}
         if self._start is not None:
             update = measure_update(
                 self.network, self._start, self._modules, set(self.robust_modules or ()), self._known_squares
@@ -325,6 +338,7 @@ class _EarlierPhase(MethodTrainer):
         self.phase, self._phases = phase, [phase]
         self.defense, self.robust_modules, self._modules = main.defense, main.robust_modules, main._modules
         self._start = self._sets = None
+        self._rates = {}
         self._known_squares = main._known_squares
         SFTTrainer.__init__(
             self,
@@ -342,6 +356,11 @@ class _EarlierPhase(MethodTrainer):
 
     def create_model_card(self, *arguments: Any, **named: Any) -> None:
         """Write none: the model is not finished."""
+
+    def _build_accelerator_args(self, **arguments: Any) -> dict[str, Any]:
+        """Leave out DeepSpeed's plugin: accelerate has it from the main trainer, and refuses to be given it twice."""
+        found: dict[str, Any] = super()._build_accelerator_args(**arguments)
+        return found | {"deepspeed_plugin": None}
 
     def _take_callbacks_of(self, main: MethodTrainer) -> None:
         """Have the callbacks that the main trainer has by now: those of the user too, and none that was removed."""

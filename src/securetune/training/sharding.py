@@ -14,21 +14,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX, ActivationWrapper
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from securetune.errors import ConfigError
-
-
-def whole(values: Tensor) -> Tensor:
-    """Return the values without their gradient, gathered from all processes if each holds a shard.
-
-    Every process must call it for the same parameters in the same order.
-    """
-    plain = values.detach()
-    return plain.full_tensor() if isinstance(plain, DTensor) else plain
 
 
 def parameters_by_name(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -48,6 +38,20 @@ def own_name(name: str) -> str:
         'model.layers.0.mlp.up_proj.weight'
     """
     return name.replace(_CHECKPOINT_PREFIX, "")
+
+
+def require_fsdp2(accelerator: Accelerator) -> None:
+    """Refuse FSDP1, which joins parameters that train and parameters that do not, and wraps modules for good.
+
+    Raises:
+        ConfigError: If that is what shards the model.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise ConfigError(
+            "fsdp_version must be 2: FSDP1 shards parameters together that do not train together. Got "
+            f"{plugin.fsdp_version}. configs/accelerate/fsdp2.yaml is an example."
+        )
 
 
 def keep_masters(model: nn.Module, accelerator: Accelerator) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import trainer
 from trl import SFTTrainer
 
 from securetune.artifacts import RobustModules, environment, sha256_json, write_json, write_text
@@ -96,9 +97,16 @@ class CardOfMethod(_Base):
         self._write_manifest(folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model as transformers does; a model that the user saves gets its card and the manifest too."""
+        """Save the model as transformers does; a model that the user saves gets its card and the manifest too.
+
+        It is left without transformers' `training_args.bin`: a pickle, which holds the user's hub token and the
+        machine's folders. Checkpoints, which are for this machine, keep theirs.
+        """
         with nullcontext() if _internal_call else saved_whole(self.accelerator):
             super().save_model(output_dir, _internal_call)
+        is_checkpoint = _internal_call and output_dir is not None
+        if isinstance(self.args, SecureSFTConfig) and self.args.should_save and not is_checkpoint:
+            (Path(output_dir or str(self.args.output_dir)) / trainer.TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if _internal_call or not isinstance(self.args, SecureSFTConfig) or not self.is_world_process_zero():
             return
         own = Path(str(self.args.output_dir))
@@ -106,6 +114,15 @@ class CardOfMethod(_Base):
         if output_dir is not None and Path(output_dir).resolve() != own.resolve():  # TRL writes its card to `own` only
             shutil.copyfile(own / "README.md", Path(output_dir) / "README.md")
             self._write_manifest(Path(output_dir))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push while training, without the pickle: transformers pushes no file whose name begins with `_`."""
+        name = trainer.TRAINING_ARGS_NAME
+        trainer.TRAINING_ARGS_NAME = f"_{name}" if isinstance(self.args, SecureSFTConfig) else name
+        try:
+            super()._push_from_checkpoint(checkpoint_folder)
+        finally:
+            trainer.TRAINING_ARGS_NAME = name
 
     def _write_manifest(self, folder: Path) -> None:
         if self.manifest is not None:

@@ -16,17 +16,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from securetune.errors import RunError
-from securetune.training.sharding import parameters_by_name, whole
+from securetune.models.whole_weights import whole, whole_shape, write_whole
+from securetune.training.sharding import parameters_by_name
 
 
 def save_weights(model: nn.Module, names: Iterable[str], path: Path, here: bool = True) -> None:
     """Write parameters so that `path` is either absent or complete.
 
     Args:
-        model: The model; where it is sharded, every process has to call this.
+        model: The model; where its weights are divided, every process has to call this.
         names: Of its parameters.
         path: The file.
-        here: Whether this process writes it; the others only give their shards.
+        here: Whether this process writes it; the others only give their parts.
     """
     wanted = set(names)
     tensors = {}
@@ -46,13 +47,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Copy the file's values into the parameters of the same names.
 
     Raises:
-        RunError: If the file has a parameter that the model has not, or in another shape or precision.
+        RunError: If the file has a parameter that the model has not, or in another shape or a higher precision.
     """
     parameters = dict(parameters_by_name(model))
-    with safe_open(path, framework="pt") as file, torch.no_grad():
+    with safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
             values = file.get_tensor(name)
             target = parameters.get(name)
-            if target is None or target.shape != values.shape or target.dtype != values.dtype:
+            if target is None or whole_shape(target) != values.shape or not _holds(target.dtype, values.dtype):
                 raise RunError(f"{path}: {name} does not fit the model. Delete the output folder and start again.")
-            target.copy_(values)
+            write_whole(target, values)
+
+
+def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Tell whether no value is rounded: an engine that computes in bfloat16 narrows a float32 model only later."""
+    return torch.promote_types(wide, narrow) == wide

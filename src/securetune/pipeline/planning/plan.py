@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from securetune.artifacts import RobustModules, read_artifact, sha256_json
 from securetune.config import RunConfig, SearchSettings, TrainConfig, TrainingSettings
-from securetune.data.conversations import Conversation, read_conversations
+from securetune.data.conversations import Conversation, read_training_data
 from securetune.defenses import (
     DataContext,
     Defense,
@@ -107,7 +107,7 @@ class _Planner:
         self._modules = map_modules(self._skeleton)
         self._architecture = architecture_of(self._skeleton)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.model, find_model(config.model.name))
-        self._conversations: list[Conversation] = read_conversations(config.data)
+        self._conversations, self._shapes = read_training_data(config.data)
         self._encoded: dict[tuple[str, str, int, str, bool], _Rows] = {}
 
     def training(self, label: str, settings: TrainingSettings) -> PlannedTraining:
@@ -233,7 +233,7 @@ class _Planner:
             parameter_count=count,
             modules=map_by_type(self._modules, count),
             mapped_by="structure" if self._architecture.by_structure else "registered names",
-            data=rows.counts,
+            data=rows.counts.model_copy(update={"shapes": self._shapes}),
             example=self._example(),
             trainings=trainings,
             seeds=len(config.seeds) if isinstance(config, RunConfig) else 1,
