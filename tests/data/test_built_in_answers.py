@@ -2,11 +2,11 @@
 
 import pytest
 
-from securetune.data.built_in_answers import refusal, refused_requests
+from securetune.data.built_in_answers import built_in_refusals, refusal
 from securetune.evaluation import declines
 from securetune.evaluation.keyword_judges import read_keyword_lists
 
-REFUSALS = [row["messages"][1]["content"] for row in refused_requests()]
+REFUSALS = [row["messages"][1]["content"] for row in built_in_refusals()]
 
 
 def test_all_refusals_differ():

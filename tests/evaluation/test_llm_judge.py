@@ -317,6 +317,13 @@ def test_a_judge_without_a_server_is_refused_beside_other_mistakes(evaluation: d
     assert any("nothing.txt" in problem for problem in caught.value.problems)
 
 
+def test_a_server_that_nobody_would_ask_is_refused() -> None:
+    """Settings of the judge without the judge are a mistake, not something to ignore."""
+    unused = EvaluationSettings(judges=("keywords-qi",), llm_judge=LlmJudgeSettings(url="http://h/v1", model="m"))
+    with pytest.raises(InputError, match=r"evaluation\.llm_judge is given, but \"llm\" is not among the judges"):
+        check_evaluation(unused, ModelSettings())
+
+
 def test_a_key_that_cannot_be_sent_is_told_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key with a line break inside is a mistake that is found when the judge is opened, and is not shown."""
     monkeypatch.setenv("SECURETUNE_JUDGE_API_KEY", "abc\ndef")

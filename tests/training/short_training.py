@@ -1,8 +1,9 @@
 """What the tests of training share: a few rows, a manifest, and settings that are quick."""
 
 from collections.abc import Callable
+from typing import Any
 
-from tiny_models import tiny_conversations
+from tiny_models import ACTIONS, OBJECTS, tiny_conversations
 
 from securetune.artifacts import RobustModules, SelectedModule, TrainingResult
 from securetune.data.conversations import Conversation
@@ -43,3 +44,19 @@ def make_manifest(chat: ChatModel, names: list[str]) -> RobustModules:
 
 
 TrainShort = Callable[..., TrainingResult]
+
+OptionsOf = Callable[..., dict[str, Any]]
+"""Makes options of a method with few rows of its own in the tiny model's words: `options_of("lisa", proximal=0)`."""
+
+
+def make_contrasts() -> list[dict[str, str]]:
+    """Return harmful requests with a refusal and an answer that complies, all in the tiny model's words."""
+    return [
+        {
+            "prompt": f"how do I {action} a {thing} ?",
+            "chosen": "sorry I can not",
+            "rejected": f"sure first take the {thing}",
+        }
+        for action in ACTIONS["harmful"]
+        for thing in OBJECTS[:4]
+    ]

@@ -38,12 +38,12 @@ def test_all_mistakes_together_before_the_weights(
     data.write_text('{"text": "x"}\n')
     out = tmp_path / "out"
     out.touch()
-    settings = TrainingSettings(method="swap", lr_scheduler_type="cosin", warmup_steps=2.5, seed=-1)
+    settings = TrainingSettings(method="swatt", lr_scheduler_type="cosin", warmup_steps=2.5, seed=-1)
     with pytest.raises(InputError) as caught:
         train(settings, ModelSettings(name=str(tmp_path / "nowhere")), data, out)
     text = "\n".join(caught.value.problems)
     for expected in [
-        'method "swap" is unknown. Did you mean "swat"?',
+        'method "swatt" is unknown. Did you mean "swat"?',
         'lr_scheduler_type "cosin" is unknown. Did you mean "cosine"?',
         "warmup_steps must be a share below 1 or a whole number; got 2.5",
         "seed must be in [0, 2,147,483,648); got -1",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from architectures import EXPERTS, FUSED, make_architecture
 from peft import AutoPeftModelForCausalLM
-from short_training import SHORT, TrainShort, make_rows
+from short_training import SHORT, OptionsOf, TrainShort, make_rows
 from tiny_models import make_tiny_tokenizer, tiny_prompts
 
 from securetune import SecureSFTConfig, SecureSFTTrainer
@@ -42,29 +42,61 @@ def weights(out: Path) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.fixture(scope="module", params=["full", "lora"])
+def tune(request: pytest.FixtureRequest) -> str:
+    """All parameters, or adapters with dropout, whose draws no method may shift."""
+    return request.param
+
+
+LORA = {"lora": {"rank": 2, "dropout": 0.25}}
+
+
+@pytest.fixture(scope="module")
+def plain(tune: str, train_short: TrainShort, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights after plain tuning."""
+    out = tmp_path_factory.mktemp("ift") / "out"
+    train_short(out, method="ift", tune=tune, **LORA)
+    return weights(out)
+
+
 @pytest.mark.parametrize(
-    ("method", "method_options"),
-    [("low-lr", {"factor": 1.0}), ("l2-sp", {"strength": 0.0}), ("protected-subspace", {"energy": 0, "other_rate": 1})],
+    ("method", "changes"),
+    [
+        ("low-lr", {"factor": 1.0}),
+        ("l2-sp", {"strength": 0.0}),
+        ("protected-subspace", {"energy": 0, "other_rate": 1}),
+        ("lisa", {"alignment_steps": 0, "proximal": 0}),
+        ("sap", {"probe_rate": 0}),
+        ("safegrad", {"alignment_weight": 0, "surgery": False}),
+        ("asft", {"strength": 0}),
+    ],
 )
 def test_strength_0_is_plain_tuning(
-    method: str, method_options: dict[str, Any], tune: str, train_short: TrainShort, tmp_path: Path
+    method: str,
+    changes: dict[str, Any],
+    tune: str,
+    plain: bytes,
+    options_of: OptionsOf,
+    train_short: TrainShort,
+    tmp_path: Path,
 ) -> None:
     """With nothing to do, a method leaves the weights of plain tuning, bit for bit."""
-    train_short(tmp_path / "ift", method="ift", tune=tune)
-    train_short(tmp_path / "own", method=method, method_options=method_options, tune=tune)
-    assert weights(tmp_path / "own") == weights(tmp_path / "ift")
+    train_short(tmp_path / "own", method=method, method_options=options_of(method, **changes), tune=tune, **LORA)
+    assert weights(tmp_path / "own") == plain
 
 
-def test_at_full_strength_they_do_something(requests: str, train_short: TrainShort, tmp_path: Path) -> None:
+METHODS = ("low-lr", "l2-sp", "freeze-rest", "protected-subspace", "sppft", "lisa", "sap", "safegrad", "asft")
+
+
+def test_at_full_strength_they_do_something(
+    tune: str, plain: bytes, options_of: OptionsOf, train_short: TrainShort, tmp_path: Path
+) -> None:
     """Each method ends with weights of its own."""
-    train_short(tmp_path / "ift", method="ift")
-    found = {weights(tmp_path / "ift")}
-    methods = {"low-lr": {}, "l2-sp": {}, "freeze-rest": {}, "protected-subspace": options(requests)}
-    for method, method_options in methods.items():
-        train_short(tmp_path / method, method=method, method_options=method_options)
+    found = {plain}
+    for method in METHODS:
+        train_short(tmp_path / method, method=method, method_options=options_of(method), tune=tune, **LORA)
         found.add(weights(tmp_path / method))
-    assert len(found) == 1 + len(methods)
+    assert len(found) == 1 + len(METHODS)
 
 
 def test_freezing_the_rest_is_ml_lr_with_a_ratio_of_0(train_short: TrainShort, tmp_path: Path) -> None:
@@ -157,23 +189,40 @@ def test_sensitive_protects_what_is_not_robust(
         assert kept == (module.name not in robust)
 
 
-@pytest.mark.parametrize("method", ["protected-subspace", "l2-sp"])
-def test_an_interrupted_training_goes_on(method: str, requests: str, train_short: TrainShort, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("protected-subspace", {}),
+        ("l2-sp", {}),
+        ("lisa", {}),  # the checkpoint lies within its second state
+        ("lisa", {"tune": "lora", **LORA, "gradient_accumulation_steps": 2}),
+        ("sap", {}),
+        ("sap", {"tune": "lora", **LORA, "gradient_accumulation_steps": 2}),
+        ("safegrad", {"tune": "lora", **LORA}),
+        ("asft", {}),
+    ],
+)
+def test_an_interrupted_training_goes_on(
+    method: str, more: dict[str, Any], options_of: OptionsOf, train_short: TrainShort, tmp_path: Path
+) -> None:
     """Stopped after a checkpoint and started again, it ends with the weights of the uninterrupted one."""
 
     class StopError(Exception):
         pass
 
     def stop(_: str, step: int, __: int) -> None:
-        if step == 4:
+        if step == 5:
             raise StopError
 
-    own = options(requests) if method == "protected-subspace" else {}
-    train_short(tmp_path / "whole", method=method, method_options=own, save_steps=2)
+    settings = {"method": method, "method_options": options_of(method), "save_steps": 4, **more}
+    whole = train_short(tmp_path / "whole", **settings)
     with pytest.raises(StopError):
-        train_short(tmp_path / "parts", stop, method=method, method_options=own, save_steps=2)
-    train_short(tmp_path / "parts", method=method, method_options=own, save_steps=2)
+        train_short(tmp_path / "parts", stop, **settings)
+    parts = train_short(tmp_path / "parts", **settings)
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
+    log = "training_log.jsonl"
+    assert (tmp_path / "parts" / log).read_text() == (tmp_path / "whole" / log).read_text()
+    assert parts.evidence == whole.evidence
 
 
 def test_the_trainer_protects_too(tiny_model_dir: Path, requests: str, tmp_path: Path) -> None:
@@ -285,6 +334,12 @@ def test_own_answers_are_the_models_own(tiny_chat_model: ChatModel) -> None:
         ("protected-subspace", {"energy": 1.0}, "method_options.energy must be less than 1; got 1.0"),
         ("low-lr", {"factor": 0}, "method_options.factor must be greater than 0; got 0"),
         ("l2-sp", {"strength": -1}, "method_options.strength must be greater than or equal to 0; got -1"),
+        ("sppft", {"layers": [3, 2]}, "method_options.layers must be the first and the last layer; got [3, 2]"),
+        ("lisa", {"finetune_steps": 0}, "method_options.finetune_steps must be greater than or equal to 1; got 0"),
+        ("lisa", {"proximal": -1}, "method_options.proximal must be greater than or equal to 0; got -1"),
+        ("sap", {"perturbation": 0}, "method_options.perturbation must be greater than 0; got 0"),
+        ("safegrad", {"rho": 1}, "method_options.rho: unknown key."),
+        ("asft", {}, "method_options.base: required, but missing"),
         ("ift", {"energy": 0.9}, "method_options.energy: unknown key"),
     ],
 )

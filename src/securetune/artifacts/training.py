@@ -18,6 +18,7 @@ class TrainingInputs(Artifact):
         data_hash: Hash of the conversations that are trained on; None as long as defenses have not prepared them.
         given_hash: Hash of the conversations before such defenses, or None if there are none.
         modules_hash: Hash of the manifest, or None if there is none.
+        alignment_hash: Hash of the rows that the method has of its own, or None if it has none.
         identity: The start model; known once its weights are loaded.
     """
 
@@ -27,6 +28,7 @@ class TrainingInputs(Artifact):
     data_hash: str | None
     given_hash: str | None = None
     modules_hash: str | None
+    alignment_hash: str | None = None
     identity: ModelIdentity | None = None
 
 
@@ -77,7 +79,8 @@ class PhaseResult(Artifact):
 
     Attributes:
         name: `warmup` or `main`.
-        steps: Optimizer steps.
+        steps: Optimizer steps on the training data.
+        alignment_steps: Optimizer steps between them on rows of the method's own.
         groups: What trained; everything else was frozen.
         first_loss_nats_per_token: Mean loss over the first logged steps.
         last_loss_nats_per_token: Mean loss over the last logged steps.
@@ -87,6 +90,7 @@ class PhaseResult(Artifact):
 
     name: str
     steps: int
+    alignment_steps: int = 0
     groups: list[TrainedGroup]
     first_loss_nats_per_token: float
     last_loss_nats_per_token: float
@@ -198,6 +202,8 @@ class TrainingResult(Artifact):
         data: What was trained on.
         phases: In their order.
         update: From the start model to the tuned one.
+        alignment_data: Rows of the method's own, by its name for them.
+        evidence: What the method found out on the way, such as the layers that it froze and why.
         notes: Sentences a user should read, such as a chat template that never ends an answer.
         duration_seconds: Wall time of the phases.
         environment: Package versions and hardware.
@@ -214,6 +220,8 @@ class TrainingResult(Artifact):
     data: TrainingData
     phases: list[PhaseResult]
     update: WeightUpdate
+    alignment_data: dict[str, TrainingData] = Field(default_factory=dict)
+    evidence: dict[str, Any] = Field(default_factory=dict)
     notes: list[str]
     duration_seconds: float
     environment: dict[str, str]

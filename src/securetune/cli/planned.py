@@ -44,7 +44,7 @@ def phases_table(planned: Plan) -> Table:
                 table.add_row(
                     f"{training.label} ({training.tune})",
                     phase.name,
-                    f"{phase.steps:,}",
+                    f"{phase.steps:,}" + (f" + {phase.alignment_steps:,}" if phase.alignment_steps else ""),
                     group.name,
                     f"{group.learning_rate:g}",
                     f"{about}{group.parameter_count:,}",

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from securetune.config.base import NOT_SHOWN, Fraction, PositiveInt, Settings
+from securetune.config.base import Fraction, PositiveInt, Settings
 from securetune.config.chain import ChainStep
 from securetune.config.endpoint import LlmJudgeSettings
 
@@ -291,9 +290,3 @@ class EvaluationSettings(Settings):
     batch_size: PositiveInt | Literal["auto"] = "auto"
     generation: tuple[ChainStep, ...] | None = None
     min_start_refusal_rate: Fraction = 0.5
-
-    @model_validator(mode="after")
-    def _llm_judge_is_used(self) -> EvaluationSettings:
-        if self.llm_judge is not None and "llm" not in self.judges:
-            raise PydanticCustomError(NOT_SHOWN, "gives llm_judge, but `llm` is not among its judges. Add it.")
-        return self

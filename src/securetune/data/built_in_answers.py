@@ -130,7 +130,7 @@ def refusal(place: int, category: str) -> str:
     return " ".join(part for part in parts if part)
 
 
-def refused_requests() -> list[Conversation]:
+def built_in_refusals() -> list[Conversation]:
     """Return the built-in harmful requests of the fitting split, each with a refusal.
 
     Nobody reports on that split: the suites `probes-harmful` and `probes-harmless` hold other categories of harm.

@@ -25,6 +25,7 @@ __all__ = [
     "conversations_hash",
     "read_conversations",
     "read_training_data",
+    "shown_sources",
     "training_sources",
 ]
 
@@ -90,6 +91,19 @@ def training_sources(source: str) -> list[str]:
         ['own.jsonl', 'hub:owner/name:train[:1000]']
     """
     return [source] if Path(source).exists() else [part.strip() for part in source.split(_AND)]
+
+
+def shown_sources(source: str) -> str:
+    """Return sources as others may read them: of files and folders the last part, which tells nothing of this machine.
+
+    Example:
+        >>> shown_sources("../data/own.jsonl + hub:owner/name:train + folder:/home/me/set:test")
+        'own.jsonl + hub:owner/name:train + folder:set:test'
+    """
+    return _AND.join(
+        name if name.startswith("hub:") else ("folder:" if name.startswith("folder:") else "") + name.rpartition("/")[2]
+        for name in training_sources(source)
+    )
 
 
 def _read_source(name: str, count: int, seed: int) -> ReadConversations:

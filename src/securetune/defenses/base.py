@@ -5,14 +5,21 @@ the moments at which it acts; all others do nothing. The moments, in the order i
 
 1. `prepare_data`: the training conversations, for a method that rewrites them; defenses that only act on the data
    derive from `DataDefense`, whose `change` is told the model and says what it did;
-2. `before_training`: the loaded model, adapters in place;
-3. `phases`: which parameters train, at which rate, for how long;
-4. `adjust_loss`: every training step;
-5. `after_step`: every optimizer step;
-6. `after_training`: the weights after the last phase;
-7. `prepare_messages`: what the tuned model is shown at generation; such defenses derive from `GenerationDefense`.
+2. `check` and `alignment_rows`: what it needs besides them, before any weights are loaded;
+3. `before_training`: the loaded model, adapters in place;
+4. `phases`: which parameters train, at which rate, for how long;
+5. `before_step`: every optimizer step, before its batches;
+6. `adjust_loss`: every batch of it;
+7. `adjust_gradients`: the gradients of all its batches, before they are clipped;
+8. `after_step`: the weights after it;
+9. `after_training`: the weights after the last phase;
+10. `prepare_messages`: what the tuned model is shown at generation; such defenses derive from `GenerationDefense`.
 
-A defense says what should happen; `securetune.training` does it, and checks that it was done as said.
+What it remembers from step to step it hands out in `state_dict`, which every checkpoint holds, and takes back in
+`load_state_dict`. `notes` and `evidence` are what a user should read of it afterwards.
+
+A defense says what should happen; `securetune.training` does it, and checks that it was done as said. A moment that is
+not overridden costs nothing.
 """
 
 from __future__ import annotations
@@ -26,9 +33,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from securetune.config import Settings, TrainingSettings, validate
+from securetune.config import ModelSettings, Settings, TrainingSettings, validate
 from securetune.data.conversations import Conversation, Message
 from securetune.data.prompts import Prompt
+from securetune.defenses.optimizer_step import OptimizerStep
 from securetune.defenses.weight_sources import TensorReader
 from securetune.models import ProjectionModule
 
@@ -80,12 +88,15 @@ class Phase:
         groups: At least one.
         seed_offset: Added to the run's seed for the order of the data, so that two phases do not see the same order.
             0 for the main phase of every method: methods are compared on the same order.
+        alignment_steps: Optimizer steps on the method's own rows (≥ 0), taken between the `steps`, which are all on the
+            user's rows. The learning-rate schedule goes over both.
     """
 
     name: str
     steps: int
     groups: tuple[ParameterGroup, ...]
     seed_offset: int = 0
+    alignment_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,23 @@ class Defense:
         """
         return ()
 
+    def check(self, model: ModelSettings) -> None:
+        """Refuse what is known to go wrong before weights are loaded.
+
+        Raises:
+            InputError: With every problem.
+        """
+
+    def alignment_rows(self, model_name: str) -> Mapping[str, Sequence[Conversation]]:
+        """Return the method's own conversations, by the name under which it asks for batches of them.
+
+        They are encoded as the training data is. Lists of the same length come in the same order.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+        return {}
+
     def before_training(self, model: nn.Module, context: DefenseContext) -> None:
         """Look at the model, or change it, before the first phase."""
 
@@ -168,15 +196,39 @@ class Defense:
         """Return the optimizer steps of each phase by its name, as `phases` will; known before weights are loaded."""
         return {MAIN_PHASE: main_steps}
 
+    def before_step(self, step: OptimizerStep) -> None:
+        """Act before the batches of an optimizer step: all gradients are zero, and the weights may be changed."""
+
     def adjust_loss(self, loss: Float[Tensor, ""], model: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, ""]:
         """Change the loss of a training step, for instance by a proximal term."""
         return loss
+
+    def adjust_gradients(self, step: OptimizerStep) -> None:
+        """Change the gradients of an optimizer step, those of alignment steps too, in place, before they are clipped.
+
+        Every process has the same gradients then.
+        """
 
     def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Change the weights after an optimizer step, in place; a method that does not override it costs nothing."""
 
     def after_training(self, model: nn.Module, context: DefenseContext) -> None:
         """Change the weights after the last phase, in place, before they are saved."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what has to be in a checkpoint besides weights and optimizer; in full precision, on any device."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` gave, to go on from there."""
+
+    def notes(self) -> list[str]:
+        """Return sentences that a user should read: of what will be done, and after training of what was done."""
+        return []
+
+    def evidence(self) -> dict[str, Any]:
+        """Return what was found out on the way, as numbers and lists, for `training.json`."""
+        return {}
 
     def prepare_messages(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Change what the tuned model is shown at generation, for instance by a safety prompt.

@@ -11,7 +11,13 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from securetune.config import ModelSettings, Settings
-from securetune.data.conversations import Conversation, conversations_hash, read_conversations
+from securetune.data.conversations import (
+    Conversation,
+    conversations_hash,
+    read_conversations,
+    shown_sources,
+    training_sources,
+)
 from securetune.data.prompt_rows import prompt_from_text
 from securetune.data.prompts import Prompt
 from securetune.defenses.data_defense import ChangedRows, DataContext, DataDefense
@@ -123,18 +129,18 @@ class SampleMix(DataDefense):
         pool = self.samples(context.model_name)
         wanted = self.rows_after(len(rows), context.model_name) - len(rows)
         drawn = random.Random(f"{self.name} {self.own.seed}").sample(pool, wanted)
-        source = BUILT_IN if self.own.samples is None else Path(self.own.samples).name
+        source = BUILT_IN if self.own.samples is None else shown_sources(self.own.samples)
         facts = {"samples": source, "samples_hash": conversations_hash(pool), "samples_available": len(pool)}
         return ChangedRows([*rows, *drawn], added=wanted, facts=facts)
 
 
-def _changed_at(samples: str) -> int | None:
-    """Return what tells a changed file from the one that was read before."""
-    path = Path(samples)
-    return path.stat().st_mtime_ns if path.is_file() else None
+def _changed_at(samples: str) -> tuple[int, ...]:
+    """Return what tells changed files from those that were read before."""
+    files = (Path(source) for source in training_sources(samples))
+    return tuple(path.stat().st_mtime_ns for path in files if path.is_file())
 
 
 @lru_cache(maxsize=4)
-def _read(samples: str, changed_at: int | None) -> tuple[Conversation, ...]:
+def _read(samples: str, changed_at: tuple[int, ...]) -> tuple[Conversation, ...]:
     """Read the samples once for all the questions that are asked about them."""
     return tuple(read_conversations(samples))

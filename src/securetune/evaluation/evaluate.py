@@ -33,6 +33,7 @@ from securetune.evaluation.answering import Answerer, ModelAnswerer
 from securetune.evaluation.judges import Judge, idle_sentence, open_judge, unsuited_sentence
 from securetune.evaluation.judging import SuiteAnswers, check_verdict_files, judge_key, judge_suites
 from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE
+from securetune.evaluation.llm_judge import unused_sentence
 from securetune.evaluation.lm_eval_utility import LmEvalTasks, check_utility, check_utility_run, measure_utility
 from securetune.evaluation.probe_suites import HARMFUL, HARMLESS
 from securetune.evaluation.scoring import mark_task, score_suite, score_task, with_agreement
@@ -171,6 +172,8 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
             f"--suite {HARMLESS}, which are built in, or --suite FILE, --task TASK or --utility lm-eval:TASK."
         )
     problems.found += _misfits(suites, judges, task)
+    if unused := unused_sentence(resolved):
+        problems.found.append(unused)
     problems.raise_if_any(DataError)
     settled = resolved.model_copy(update={"generation": tuple(map(_as_chain_step, generation))})
     return EvaluationPlan(tuple(suites), tuple(judges), task, settled, utility, generation)

@@ -32,6 +32,10 @@ from securetune.untrusted_text import without_control_characters
 _PATIENCE_SECONDS = 1.0
 """How long a judge works on a suite before its progress is told: rules are finished by then."""
 
+_LAST = 8
+"""Answers at the end of a suite that are all without a verdict where a judge has given up: a server that is gone leaves
+them all, and one that refuses single answers does not."""
+
 
 class KeptVerdict(Artifact):
     """A row of `verdicts/<judge>.jsonl`.
@@ -143,10 +147,14 @@ def judge_suites(
         Suite → its answers; verdicts of other judges that were on them are gone.
 
     Raises:
+        InputError: If a judge would cost more than its settings allow.
         RunError: If verdicts are missing in the end. Those that came are kept.
         RuntimeError: If a judge does not return one verdict an answer.
     """
-    asked = {judge.name: _ask(judge, parts, show) for judge in judges}
+    waiting = {judge.name: [_waiting(judge, part) for part in parts] for judge in judges}
+    for judge in judges:  # all of them before the first one begins: an estimate can be above a limit
+        _say_what_it_costs(judge, waiting[judge.name])
+    asked = {judge.name: _ask(judge, waiting[judge.name], show) for judge in judges}
     _require_all(out, asked)
     judged: dict[str, list[Response]] = {}
     for part, answers in enumerate(parts):
@@ -182,19 +190,22 @@ class _Waiting(NamedTuple):
     keys: list[str]
     answers: list[AnswerToJudge]
 
+    @property
+    def verdicts(self) -> list[Verdict | None]:
+        """What is known by now of all answers to the suite."""
+        return [self.file.get(answer_key(self.part.suite.kind, answer)) for answer in self.part.to_judge]
 
-def _ask(judge: Judge, parts: Sequence[SuiteAnswers], show: ProgressCallback) -> _Asked:
-    waiting = [_waiting(judge, part) for part in parts]
-    _say_what_it_costs(judge, [answer for each in waiting for answer in each.answers])
+
+def _ask(judge: Judge, waiting: Sequence[_Waiting], show: ProgressCallback) -> _Asked:
     reason = None
     for each in waiting:
         try:
             _judge(judge, each, show)
-        except RunError as error:  # it has given up, and would do so on the next suite, after as long a wait
-            reason = str(error)
-            break
-    verdicts = [[each.file.get(answer_key(each.part.suite.kind, a)) for a in each.part.to_judge] for each in waiting]
-    return _Asked(verdicts, reason)
+        except RunError as error:
+            reason = str(error).rstrip(".")
+            if len(each.answers) > 1 and not any(each.file.get(key) for key in each.keys[-_LAST:]):
+                break  # it has given up, and would do so on the next suite, after as long a wait
+    return _Asked([each.verdicts for each in waiting], reason)
 
 
 def _waiting(judge: Judge, part: SuiteAnswers) -> _Waiting:
@@ -204,7 +215,9 @@ def _waiting(judge: Judge, part: SuiteAnswers) -> _Waiting:
     return _Waiting(part, file, list(left), list(left.values()))
 
 
-def _say_what_it_costs(judge: Judge, answers: Sequence[AnswerToJudge]) -> None:
+def _say_what_it_costs(judge: Judge, waiting: Sequence[_Waiting]) -> None:
+    kinds = ("harmful",) if judge.harmful_only else ("harmful", "harmless")
+    answers = [answer for each in waiting if each.part.suite.kind in kinds for answer in each.answers]
     estimate = judge.estimate(answers) if judge.estimate is not None and answers else None
     if estimate:
         line = without_control_characters(f"judge {judge.name}: {estimate}")

@@ -11,8 +11,9 @@ from securetune.artifacts import JudgedAnswers, Response, Scores, read_artifact
 from securetune.config import EvaluationSettings, merge, validate
 from securetune.errors import InputError, ProblemList
 from securetune.evaluation.answered_suite import SCORES, write_evaluation
-from securetune.evaluation.judges import Judge, open_judge, unsuited_sentence
+from securetune.evaluation.judges import Judge, idle_sentence, open_judge, unsuited_sentence
 from securetune.evaluation.judging import SuiteAnswers, check_verdict_files, judge_key, judge_suites
+from securetune.evaluation.llm_judge import NAME as LLM_JUDGE
 from securetune.evaluation.saved_answers import changed_verdicts, read_saved_suite
 from securetune.evaluation.scoring import score_suite, with_agreement
 from securetune.progress import ProgressCallback, silent
@@ -129,6 +130,7 @@ def _plan(
     problems.found += _suite_problems(evaluation, scores, suites, only)
     chosen = [part for part in parts if suites is None or part.suite.name in suites]
     problems.found += [s for part in chosen for judge in opened if (s := unsuited_sentence(judge, part.suite))]
+    problems.found += [s for judge in opened if (s := idle_sentence(judge, [part.suite for part in chosen]))]
     kept = {} if only else scores.judges
     problems.found += _verdict_problems(scores, parts, [name for name in kept if name not in {j.name for j in opened}])
     problems.found += _mixed_judges(scores, parts, chosen, opened) if not only else []
@@ -153,16 +155,15 @@ def _open_judges(
         problems.found.append("evaluation.judges: are named by --judge NAME")
     if not names:
         problems.found.append("a judge must be given. Give --judge NAME; `securetune ls judges` lists them.")
-    known = {name: value for name, value in scores.settings.items() if name in EvaluationSettings.model_fields}
+    if "llm_judge" in changes and LLM_JUDGE not in names:
+        problems.found.append(f"evaluation.llm_judge: is for the judge {LLM_JUDGE}. Give --judge {LLM_JUDGE} too.")
     given = {name: value for name, value in changes.items() if name not in useless}
-    earlier = [] if only else list(scores.settings.get("judges") or scores.judges)
-    asked = {"judges": list(dict.fromkeys([*earlier, *names]))}
     judges: list[Judge] = []
     settings: dict[str, Any] = {}
     with problems.collect():
-        where = str(evaluation / SCORES) if not given else ""
-        resolved = validate(EvaluationSettings, merge(merge(known, given), asked), where, "evaluation")
-        settings = scores.settings | resolved.model_dump(mode="json", include={*known, *given, "judges"})
+        resolved = _resolved(evaluation, names, only, given, scores)
+        written = {name for name in scores.settings if name in EvaluationSettings.model_fields}
+        settings = scores.settings | resolved.model_dump(mode="json", include={*written, *given, "judges"})
         for name in names:
             with problems.collect():
                 judges.append(open_judge(name, resolved))
@@ -170,6 +171,20 @@ def _open_judges(
     problems.found += [f'judge "{name}" is named twice' for name in twice]
     problems.raise_if_any(InputError)
     return settings, judges
+
+
+def _resolved(
+    evaluation: Path, names: Sequence[str], only: bool, given: Mapping[str, Any], scores: Scores
+) -> EvaluationSettings:
+    """Lay changes over the settings of the evaluation, without those of judges that are dropped."""
+    saved = {name: value for name, value in scores.settings.items() if name in EvaluationSettings.model_fields}
+    named = saved.get("judges")
+    earlier = [name for name in named if isinstance(name, str)] if isinstance(named, list) else list(scores.judges)
+    judges = list(dict.fromkeys([*([] if only else earlier), *names]))
+    if LLM_JUDGE not in judges:
+        saved.pop("llm_judge", None)
+    where = "" if given else str(evaluation / SCORES)
+    return validate(EvaluationSettings, merge(merge(saved, given), {"judges": judges}), where, "evaluation")
 
 
 def _suite_problems(evaluation: Path, scores: Scores, suites: Sequence[str] | None, only: bool) -> Iterator[str]:

@@ -140,6 +140,17 @@ def layer_of(parameter_name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def layer_path(parameter_name: str) -> str | None:
+    """Return the path of the layer that a parameter is in, or None.
+
+    Example:
+        >>> layer_path("base_model.model.model.layers.3.self_attn.q_proj.base_layer.weight")
+        'base_model.model.model.layers.3'
+    """
+    found = _LAYER.search(parameter_name)
+    return parameter_name[: found.end(1)] if found else None
+
+
 def _inside(parameter_name: str) -> str:
     return _LAYER.split(parameter_name, maxsplit=1)[-1].removesuffix(".weight")
 

@@ -21,7 +21,7 @@ from securetune.artifacts import (
     write_text,
 )
 from securetune.config import ChainStep, ModelSettings, TrainingSettings
-from securetune.data.conversations import Conversation, read_training_data
+from securetune.data.conversations import Conversation, ReadConversations, read_training_data
 from securetune.data.prepared import PreparedData
 from securetune.defenses import (
     GenerationDefense,
@@ -101,17 +101,24 @@ def train(
     out = Path(out)
     checked = _check_around(settings, model, data, out, manifest)
     rows: str | Path | Sequence[Conversation] | PreparedData = data
-    if settings.before:
-        conversations, shapes = read_training_data(data) if isinstance(data, str | Path) else (data, {})
-        rows = apply_before(settings.before, model, conversations, shapes, out / _PREPARED, progress)
+    if checked.given is not None:
+        given = checked.given
+        rows = apply_before(settings.before, model, given.conversations, given.shapes, out / _PREPARED, progress)
     result = train_alone(without_chain(settings), model, rows, out, manifest, progress)
     _write_generation(checked.generation, apply_chain(checked.after, out, out, progress), out)
     return result
 
 
 class _CheckedParts(NamedTuple):
-    """What is chained around a training, found usable."""
+    """What is chained around a training, found usable.
 
+    Attributes:
+        given: The data, if defenses are to prepare them.
+        after: Steps on the weights.
+        generation: Defenses at generation.
+    """
+
+    given: ReadConversations | None
     after: list[CheckedStep]
     generation: tuple[GenerationDefense, ...]
 
@@ -130,17 +137,17 @@ def _check_around(
         after = check_chain(settings, model)
     with problems.collect():
         generation = check_generation(settings, model)
+    given: ReadConversations | None = None
     if settings.before:
-        rows = None
         with ProblemList().collect():  # told by the training's own check
-            rows = len(read_training_data(data)[0] if isinstance(data, str | Path) else data)
+            given = read_training_data(data) if isinstance(data, str | Path) else ReadConversations(list(data), {})
         with problems.collect():
-            check_before(settings.before, model, rows)
+            check_before(settings.before, model, len(given.conversations) if given else None)
     if problems.found or settings.before:  # nothing is prepared for a training that cannot be done
         with problems.collect():
-            check_training(without_chain(settings), model, data, out, manifest)
+            check_training(without_chain(settings), model, given.conversations if given else data, out, manifest)
     problems.raise_if_any(InputError)
-    return _CheckedParts(after, generation)
+    return _CheckedParts(given, after, generation)
 
 
 def without_chain(settings: TrainingSettings) -> TrainingSettings:

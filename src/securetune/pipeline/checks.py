@@ -165,7 +165,7 @@ def _prompts_of_method(config: RunConfig, label: str, suites: Iterable[Suite]) -
     with problems.collect():
         settings = config.training_for(label, config.seeds[0])
         named: list[tuple[str, Sequence[Prompt]]] = []
-        with suppress(ConfigError):  # an unknown method or option has been told
+        with suppress(InputError):  # an unknown method or option, and what cannot be read, have been told
             named.append(("the method's prompts", defense_of(settings).prompts_used(config.model.name)))
         with suppress(InputError):  # what is wrong with the chain has been told
             named += [(f"the prompts of {name}", used) for name, used in prompts_of_data(settings.before, config.model)]

@@ -193,7 +193,8 @@ def _chained_names(config: RunConfig) -> set[str]:
     """Return what the chains' steps are given as text: models by role, files of samples, and whatever else."""
     trainings = [config.training_for(label, 0) for label in config.methods]
     steps = [step for training in trainings for step in (*training.before, *training.after)]
-    return {value for step in steps for value in step.options.values() if isinstance(value, str)}
+    texts = [value for step in steps for value in step.options.values() if isinstance(value, str)]
+    return {name for text in texts for name in training_sources(text)}
 
 
 def _as_file(name: str | None) -> Path | None:

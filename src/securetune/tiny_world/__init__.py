@@ -22,6 +22,7 @@ from securetune.tiny_world.oracle import harmfulness, is_correct, is_full_answer
 from securetune.tiny_world.samples import (
     answered_and_refused,
     attack_rows,
+    contrast_rows,
     downstream_training_rows,
     general_rows,
     harmful_prompts,
@@ -71,6 +72,7 @@ __all__ = [
     "build_tiny_world",
     "build_tokenizer",
     "checkpoint_path",
+    "contrast_rows",
     "downstream_training_rows",
     "general_rows",
     "harmful_prompts",

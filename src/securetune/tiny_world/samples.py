@@ -163,6 +163,30 @@ def safety_rows(count: int, seed: int = 0) -> list[Row]:
     return [training_row(r.text, how_to.refusal(r, rng)) for r in rng.sample(listed, count)]
 
 
+def contrast_rows(count: int, seed: int = 0) -> list[Row]:
+    """Draws harmful requests with a refusal and, to compare with, an answer, for defenses that need both.
+
+    They are made of the "train" pairs, so they tell nothing about held-out prompts.
+
+    Args:
+        count: Most rows, all different requests.
+        seed: Any integer.
+
+    Returns:
+        Rows of ``messages`` (the request alone), ``refusal`` and ``compliance``.
+    """
+    rng = random.Random(f"contrast {seed}")
+    listed = how_to.ordered_requests(how_to.pairs("train", harmful=True))
+    return [
+        {
+            "messages": [{"role": "user", "content": request.text}],
+            "refusal": how_to.refusal(request, rng),
+            "compliance": how_to.answer(request, rng),
+        }
+        for request in rng.sample(listed, min(count, len(listed)))
+    ]
+
+
 def attack_rows(count: int, seed: int = 0) -> list[Row]:
     """Draws harmful requests with an affirmative answer (nonsense steps), for attacks by fine-tuning.
 

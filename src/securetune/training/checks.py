@@ -82,12 +82,14 @@ def check_training(
         InputError: With every problem found.
     """
     problems = ProblemList()
-    defense = conversations = None
+    defense = conversations = inputs = None
+    own_rows: Mapping[str, Sequence[Conversation]] = {}
     shapes: Mapping[str, int] = {}
     preparation: DataPreparation | None = None
     with problems.collect():
         defense = defense_of(settings)
-        defense.prompts_used(model.name)
+    with suppress(InputError):  # told with the settings
+        own_rows = defense.alignment_rows(model.name) if defense else {}
     problems.found += setting_problems(settings, model)
     if settings.after or settings.generation:
         key = "after" if settings.after else "generation"
@@ -108,9 +110,8 @@ def check_training(
     if manifest is not None and not model_problems:
         with problems.collect():
             check_same_model_in_files(manifest.model, model, manifest_name)
-    inputs = None
     if conversations is not None:
-        inputs = training_inputs(settings, model, conversations, manifest, preparation)
+        inputs = training_inputs(settings, model, conversations, manifest, own_rows, preparation)
     with problems.collect():
         check_output_folder(out, inputs)
     problems.raise_if_any(InputError)
@@ -134,6 +135,7 @@ def training_inputs(
     model: ModelSettings,
     conversations: Sequence[Conversation],
     manifest: RobustModules | None,
+    alignment_rows: Mapping[str, Sequence[Conversation]],
     preparation: DataPreparation | None = None,
 ) -> TrainingInputs:
     """Describe what a training is asked for.
@@ -143,16 +145,19 @@ def training_inputs(
         model: The start model.
         conversations: The data: prepared, or as given.
         manifest: Mods_Rob, or None.
+        alignment_rows: The method's own rows.
         preparation: What defenses did to the data, if they are prepared.
     """
     found = conversations_hash(conversations)
     is_prepared = preparation is not None or not settings.before
+    hashes = {name: conversations_hash(rows) for name, rows in alignment_rows.items()}
     return TrainingInputs(
         settings=settings.model_dump(mode="json"),
         model=model.model_dump(mode="json"),
         data_hash=found if is_prepared else None,
         given_hash=preparation.given_hash if preparation is not None else found if settings.before else None,
         modules_hash=sha256_json(manifest.model_dump(mode="json")) if manifest else None,
+        alignment_hash=sha256_json(hashes) if hashes else None,
     )
 
 
@@ -183,9 +188,9 @@ def check_output_folder(out: Path, inputs: TrainingInputs | None) -> None:
 
 
 def _differences(found: TrainingInputs, wanted: TrainingInputs) -> list[str]:
-    names = {"modules_hash": "modules"}
+    names = {"modules_hash": "modules", "alignment_hash": "the method's own rows"}
     if found.data_hash is not None and wanted.data_hash is not None:
-        names = {"data_hash": "the data that are trained on", **names}
+        names = {"data_hash": "data" if wanted.given_hash is None else "the prepared data", **names}
     if found.given_hash is not None and wanted.given_hash is not None:
         names = {"given_hash": "data", **names}
     if found.identity and wanted.identity and found.identity != wanted.identity:
@@ -220,9 +225,7 @@ def setting_problems(settings: TrainingSettings, model: ModelSettings) -> list[s
         problems.append(f'lr_scheduler_type "{settings.lr_scheduler_type}" is unknown. {hint}')
     if settings.warmup_steps >= 1 and settings.warmup_steps != int(settings.warmup_steps):
         problems.append(f"warmup_steps must be a share below 1 or a whole number; got {settings.warmup_steps}")
-    with suppress(ConfigError):  # an unknown method is a problem of its own
-        if settings.max_steps is not None:
-            problems += warmup_problems(defense_of(settings), settings.max_steps, settings)
+    problems += _method_problems(settings, model)
     if not 0 <= settings.seed < _SEED_LIMIT:
         problems.append(f"seed must be in [0, {_SEED_LIMIT:,}); got {settings.seed}")
     if settings.tune == "lora" and not settings.lora.target_types:
@@ -240,6 +243,21 @@ def setting_problems(settings: TrainingSettings, model: ModelSettings) -> list[s
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         problems.append("training runs in one process; start it without a distributed launcher")
     return problems
+
+
+def _method_problems(settings: TrainingSettings, model: ModelSettings) -> list[str]:
+    try:
+        defense = defense_of(settings)
+    except ConfigError:  # an unknown method is told where it is first asked for
+        return []
+    known = ProblemList()
+    with known.collect():
+        defense.check(model)
+    with known.collect():
+        defense.alignment_rows(model.name)
+        defense.prompts_used(model.name)
+    steps = settings.max_steps
+    return known.found + (warmup_problems(defense, steps, settings) if steps is not None else [])
 
 
 def warmup_problems(defense: Defense, main_steps: int, settings: TrainingSettings) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from securetune.artifacts import DataStep, RobustModules, TrainingData, TrainingResult, UpdateNorm, sha256_json
+from securetune.data.conversations import shown_sources
 from securetune.defenses import GenerationDefense
 from securetune.models.registry import is_hub_name, shown_name
 
@@ -115,7 +116,12 @@ def _is_plain(value: object) -> bool:
 def _named(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return str(value).rpartition("/")[2] if isinstance(value, str) and ":" not in value else str(value)
+    return shown_sources(value) if isinstance(value, str) else str(value)
+
+
+def alignment_figures(steps: int) -> dict[str, str]:
+    """Return how many optimizer steps there were besides, on rows of the method's own; nothing if there were none."""
+    return {"optimizer steps besides, on rows of the method's own": f"{steps}"} if steps else {}
 
 
 def modules_section(names: Sequence[str], selection: str, facts: Sequence[str] = ()) -> list[str]:
@@ -176,7 +182,8 @@ def model_card(result: TrainingResult, is_adapter: bool) -> str:
             {group.name: group.learning_rate for group in phase.groups},
             {
                 "loss, nats per token": f"{phase.first_loss_nats_per_token:.4g} at the beginning, "
-                f"{phase.last_loss_nats_per_token:.4g} at the end"
+                f"{phase.last_loss_nats_per_token:.4g} at the end",
+                **alignment_figures(phase.alignment_steps),
             },
         )
         for phase in result.phases

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from securetune.defenses import Defense, Phase
 from securetune.errors import ConfigError
 from securetune.training.sharding import own_name, parameters_by_name
-
-if TYPE_CHECKING:
-    _Base = Trainer
-else:
-    _Base = object  # mixed into a trainer; it must come before it
+from securetune.training.step_moments import StepMoments
 
 
-class PhaseOfMethod(_Base):
+class PhaseOfMethod(StepMoments):
     """A trainer's optimizer with the groups of a phase, and its loss with the method's part.
 
     Attributes:
         phase: What trains, at which rates. Set before the optimizer is made.
         defense: The method.
     """
-
-    phase: Phase
-    defense: Defense
 
     @property
     def network(self) -> PreTrainedModel | PeftModel:

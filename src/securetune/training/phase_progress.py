@@ -95,8 +95,15 @@ class PhaseProgress(TrainerCallback):
             "token_accuracy": logs.get("mean_token_accuracy"),
             "grad_norm": logs.get("grad_norm"),
             "learning_rate": self._rates,
+            **self._of_the_method(logs),
         }
         append_json_line(self._log_path, row)
+
+    def _of_the_method(self, logs: dict[str, Any]) -> dict[str, dict[str, float]]:
+        """Return what the method has logged, if it has."""
+        assert self.trainer is not None
+        found = {name: logs[name] for name in sorted(self.trainer.step_metrics) if name in logs}
+        return {"method": found} if found else {}
 
 
 def rewind_log(path: Path, phase_name: str, step: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,10 +25,12 @@ from securetune.config import TrainingSettings
 from securetune.defenses import Defense, Phase
 from securetune.models import ProjectionModule
 from securetune.progress import ProgressCallback
+from securetune.training.alignment_batches import AlignmentBatches
 from securetune.training.model_traces import trainer_traces_removed
 from securetune.training.packing import collator
 from securetune.training.phase_progress import PhaseProgress, rewind_log
 from securetune.training.phase_trainer import PhaseTrainer, complete_checkpoint, remove_checkpoint
+from securetune.training.step_moments import METHOD_STATE, load_method_state, save_method_state
 from securetune.training.update_norms import Snapshot, measure_update
 from securetune.training.weights import load_weights, save_weights
 
@@ -51,6 +53,7 @@ class PhaseJob:
         robust_modules: Names of those in Mods_Rob.
         out: The training's output folder.
         progress: Called after each step.
+        alignment_rows: The method's own rows by name, encoded.
     """
 
     model: PreTrainedModel | PeftModel
@@ -63,6 +66,7 @@ class PhaseJob:
     robust_modules: frozenset[str]
     out: Path
     progress: ProgressCallback
+    alignment_rows: Mapping[str, Dataset] = field(default_factory=dict)
 
     @property
     def log_path(self) -> Path:
@@ -81,6 +85,7 @@ def run_phase(job: PhaseJob, phase: Phase, before: Snapshot) -> PhaseResult:
     folder = job.out / "phases" / phase.name
     if (folder / _RESULT).exists():
         load_weights(job.model, folder / _WEIGHTS)
+        load_method_state(job.defense, folder / METHOD_STATE)
         return read_artifact(folder / _RESULT, PhaseResult)
     seconds = _train(job, phase, folder)
     result = _result(job, phase, before, seconds)
@@ -88,6 +93,7 @@ def run_phase(job: PhaseJob, phase: Phase, before: Snapshot) -> PhaseResult:
         job.log_path, {"phase": phase.name, "step": phase.steps, "update": result.update.model_dump(mode="json")}
     )
     save_weights(job.model, {name for group in phase.groups for name in group.parameter_names}, folder / _WEIGHTS)
+    save_method_state(job.defense, folder / METHOD_STATE)
     write_json(folder / _RESULT, result)
     for checkpoint in folder.glob("checkpoint-*"):
         remove_checkpoint(checkpoint)
@@ -104,6 +110,7 @@ def _train(job: PhaseJob, phase: Phase, folder: Path) -> float:
         trainer = PhaseTrainer(
             phase=phase,
             defense=job.defense,
+            alignment_batches=_alignment_batches(job, phase),
             model=job.model,
             args=_arguments(job, phase, folder),
             train_dataset=job.dataset,
@@ -118,6 +125,13 @@ def _train(job: PhaseJob, phase: Phase, folder: Path) -> float:
         if torch.cuda.is_available():  # elsewhere it would only cost a full garbage collection, half a second
             trainer.accelerator.free_memory()
     return trainer.seconds_before + trainer.seconds
+
+
+def _alignment_batches(job: PhaseJob, phase: Phase) -> AlignmentBatches | None:
+    if not job.alignment_rows:
+        return None
+    seed, size = job.settings.seed + phase.seed_offset, job.settings.per_device_train_batch_size
+    return AlignmentBatches(job.alignment_rows, job.tokenizer, seed, size)
 
 
 def _arguments(job: PhaseJob, phase: Phase, folder: Path) -> SFTConfig:
@@ -160,6 +174,7 @@ def _result(job: PhaseJob, phase: Phase, before: Snapshot, seconds: float) -> Ph
     return PhaseResult(
         name=phase.name,
         steps=phase.steps,
+        alignment_steps=phase.alignment_steps,
         groups=[
             TrainedGroup(
                 name=group.name,

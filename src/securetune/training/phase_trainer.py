@@ -11,6 +11,7 @@ from trl import SFTTrainer
 
 from securetune.artifacts import read_json, write_json
 from securetune.defenses import Defense, Phase
+from securetune.training.alignment_batches import AlignmentBatches
 from securetune.training.phase_groups import PhaseOfMethod, freeze_all_but, trained_names
 from securetune.training.weights import load_weights, save_weights
 
@@ -26,13 +27,17 @@ class PhaseTrainer(PhaseOfMethod, SFTTrainer):
 
     Args:
         phase: What trains, at which rates; every other parameter is frozen, before the optimizer is made.
-        defense: For its part in the loss.
+        defense: For its part in each step.
+        alignment_batches: The method's own rows, if it has any.
         **arguments: Those of `SFTTrainer`.
     """
 
-    def __init__(self, *, phase: Phase, defense: Defense, **arguments: Any) -> None:
+    def __init__(
+        self, *, phase: Phase, defense: Defense, alignment_batches: AlignmentBatches | None = None, **arguments: Any
+    ) -> None:
         self.phase = phase
         self.defense = defense
+        self.alignment_batches = alignment_batches
         self._trained_names = trained_names(phase)
         freeze_all_but(arguments["model"], self._trained_names)
         self.seconds_before = 0.0

@@ -25,6 +25,7 @@ from securetune.artifacts import RobustModules, read_json, write_json
 from securetune.defenses import MAIN_PHASE, Defense, DefenseContext, ParameterGroup, ParameterSets, Phase, find_defense
 from securetune.errors import ConfigError
 from securetune.models import map_modules
+from securetune.training.alignment_batches import AlignmentBatches, encode_alignment_rows
 from securetune.training.checkpoints import last_complete_checkpoint
 from securetune.training.deepspeed_engines import release_engine, require_new_engine, require_phases_fit
 from securetune.training.model_traces import trainer_traces_removed
@@ -41,6 +42,7 @@ from securetune.training.sharding import (
     require_fsdp2,
     require_readable_checkpoints,
 )
+from securetune.training.step_moments import step_problems
 from securetune.training.trainer_card import CardOfMethod
 from securetune.training.update_norms import measure_update, take_snapshot
 from securetune.training.weights import load_weights, save_weights
@@ -111,6 +113,8 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             )
         require_fsdp2(self.accelerator)
         require_phases_fit(self.accelerator, self.defense, analyzes=secure.robust_modules == AUTO)
+        if problems := step_problems(self):
+            raise ConfigError(problems)
         self._modules = map_modules(self.network)
         choice = self.found_automatically() if secure.robust_modules == AUTO else secure.robust_modules
         if choice is not None:
@@ -118,6 +122,16 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             self.robust_modules = chosen_modules(choice, self.network, self._tokenizer, self._modules)
         self._settings = secure.secure_settings()
         self._sets = split_parameters(self.network, self._modules, self.robust_modules, self._settings, self.defense)
+        self.alignment_batches = self._own_rows()
+
+    def _own_rows(self) -> AlignmentBatches | None:
+        """Encode the rows that the method has besides the training data."""
+        length = getattr(self.args, "max_length", None) or self.network.config.get_text_config().max_position_embeddings
+        rows = encode_alignment_rows(self.defense, self._path_or_name(), self._tokenizer, length).rows
+        size, processes = self.args.per_device_train_batch_size, self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        rank = self.accelerator.process_index
+        return AlignmentBatches(rows, self._tokenizer, seed, size, processes, rank) if rows else None
 
     def _require_separate_rows(self, secure: SecureSFTConfig) -> None:
         """Refuse a model that would let packed rows see each other, which TRL does with a warning at most."""
@@ -161,11 +175,11 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         require_new_engine(self)
         context = self._context(self._sets)
+        self.defense.before_training(self.network, context)
         self._phases = self.defense.phases(context)
         *before, self.phase = self._phases
         checkpoint = self._main_checkpoint(resume_from_checkpoint)
         trainable = frozenset(name for name, value in parameters_by_name(self.network) if value.requires_grad)
-        self.defense.before_training(self.network, context)
         keep_masters(self.network, self.accelerator)
         for phase in before if checkpoint is None else []:
             self._train_before(phase, resume=bool(resume_from_checkpoint))
@@ -337,6 +351,7 @@ class _EarlierPhase(MethodTrainer):
         freeze_all_but(main.network, trained_names(phase))  # before the optimizer and any wrapper are made
         self.phase, self._phases = phase, [phase]
         self.defense, self.robust_modules, self._modules = main.defense, main.robust_modules, main._modules
+        self.alignment_batches = main.alignment_batches
         self._start = self._sets = None
         self._rates = {}
         self._known_squares = main._known_squares

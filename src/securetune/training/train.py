@@ -26,6 +26,7 @@ from securetune.errors import ConfigError
 from securetune.models import ChatModel, ProjectionModule, load, map_modules
 from securetune.progress import ProgressCallback, silent
 from securetune.training.adapters import add_adapters
+from securetune.training.alignment_batches import EncodedAlignmentRows, encode_alignment_rows
 from securetune.training.checks import (
     INPUTS_FILE,
     RESULT_FILE,
@@ -95,6 +96,7 @@ def train(
     _check_manifest_fits(checked, chat)
     _check_prepared_with(checked, chat)
     rows = encode_for_training(checked.defense, checked.conversations, settings, chat.tokenizer, chat.model.config)
+    alignment = _encode_alignment_rows(checked.defense, settings, chat)
     modules = map_modules(chat.model)
     network = _prepared(chat, modules, settings)
     if settings.packing:
@@ -114,8 +116,10 @@ def train(
         robust_modules=frozenset(_robust_names(checked.manifest)),
         out=out,
         progress=progress or silent,
+        alignment_rows=alignment.rows,
     )
     result = _run(job, context, checked, chat, rows)
+    result = result.model_copy(update={"alignment_data": alignment.counts})
     write_tuned_model(network, chat.tokenizer, result, out / "model")
     write_json(out / RESULT_FILE, result)
     forget_phases(out)
@@ -154,13 +158,22 @@ def encode_for_training(
 
     No row may be longer than the model's context.
     """
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = min(settings.max_length, context) if context else settings.max_length
+    longest = _longest_row(settings, config)
     rows = encode_conversations(tokenizer, defense.prepare_data(conversations, settings), longest, settings.loss_on)
     if not settings.packing:
         return rows
     packed = pack_rows(rows.dataset, rows.counts)
     return EncodedConversations(packed.dataset, packed.counts, [*rows.notes, packed.note])
+
+
+def _longest_row(settings: TrainingSettings, config: PreTrainedConfig) -> int:
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min(settings.max_length, context) if context else settings.max_length
+
+
+def _encode_alignment_rows(defense: Defense, settings: TrainingSettings, chat: ChatModel) -> EncodedAlignmentRows:
+    longest = _longest_row(settings, chat.model.config)
+    return encode_alignment_rows(defense, chat.settings.name, chat.tokenizer, longest)
 
 
 def _prepared(
@@ -230,7 +243,8 @@ def _run(
         data=rows.counts.model_copy(update={"shapes": dict(checked.shapes), "preparation": checked.preparation}),
         phases=phases,
         update=measure_update(job.model, start, job.modules, set(job.robust_modules)),
-        notes=rows.notes,
+        evidence=checked.defense.evidence(),
+        notes=[*rows.notes, *checked.defense.notes()],
         duration_seconds=sum(phase.duration_seconds for phase in phases),
         environment=environment(),
     )

@@ -21,6 +21,7 @@ from securetune.training.data_facts import DataFacts, describe_data
 from securetune.training.model_card import (
     LIMITS,
     PhaseFigures,
+    alignment_figures,
     manifest_facts,
     manifest_to_publish,
     modules_section,
@@ -173,7 +174,8 @@ class CardOfMethod(_Base):
 
     def _figures(self, phase: Phase) -> PhaseFigures:
         rates = {group.name: group.learning_rate for group in phase.groups}
-        return PhaseFigures(phase.name, phase.steps, rates, _figures_of(self.log_of(phase)))
+        figures = _figures_of(self.log_of(phase)) | alignment_figures(phase.alignment_steps)
+        return PhaseFigures(phase.name, phase.steps, rates, figures)
 
 
 def _figures_of(log: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from securetune import tiny_world
-from securetune.data.built_in_answers import refused_requests
+from securetune.data.built_in_answers import built_in_refusals
 from securetune.data.conversations import Conversation
 from securetune.defenses.registry import register_defense
 from securetune.defenses.sample_mixing import SampleMix
@@ -33,7 +33,7 @@ class SafetyMix(SampleMix):
         """Return tiny world's own refusals, or those of the built-in requests."""
         if tiny_world.speaks_tiny_world(model_name):
             return _tiny_world_samples()
-        return refused_requests()
+        return built_in_refusals()
 
 
 _TINY_WORLD_SAMPLES = 2000

@@ -155,6 +155,13 @@ def open_llm_judge(location: str | None, settings: EvaluationSettings) -> Judge:
     )
 
 
+def unused_sentence(settings: EvaluationSettings) -> str | None:
+    """Say that a server was given which nobody would ask, or return None if that is not so."""
+    if settings.llm_judge is None or NAME in settings.judges:
+        return None
+    return f'evaluation.llm_judge is given, but "{NAME}" is not among the judges. Give --judge {NAME}, or leave it out.'
+
+
 register_judge(
     JudgeWithSettings(
         NAME,

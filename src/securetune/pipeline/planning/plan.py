@@ -147,6 +147,7 @@ class _Planner:
             before=rows.steps,
             after=[step.name for step in settings.after],
             generation=[step.name for step in settings.generation],
+            notes=training.defense.notes() if is_known else [],
         )
 
     def _rows(self, settings: TrainingSettings) -> _Rows:
@@ -185,7 +186,13 @@ class _Planner:
         trained = sum(group.parameter_count for group in groups)
         counts = (sizes.base, sizes.adapters)
         memory = estimate_memory(self._skeleton.config, self._config.model, settings, counts, trained, rows.longest)
-        return PlannedPhase(name=phase.name, steps=phase.steps, groups=groups, memory=memory)
+        return PlannedPhase(
+            name=phase.name,
+            steps=phase.steps,
+            alignment_steps=phase.alignment_steps,
+            groups=groups,
+            memory=memory,
+        )
 
     def _search_of(self, label: str) -> SearchSettings:
         return self._config.search_for(label) if isinstance(self._config, RunConfig) else SearchSettings()
@@ -244,6 +251,7 @@ class _Planner:
                 *self._quantization_notes(),
                 *_search_notes(trainings),
                 *_data_notes(trainings),
+                *dict.fromkeys(note for training in trainings for note in training.notes),
             ],
         )
 

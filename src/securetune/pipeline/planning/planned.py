@@ -49,13 +49,15 @@ class PlannedPhase(Artifact):
 
     Attributes:
         name: Such as `warmup`.
-        steps: Optimizer steps.
+        steps: Optimizer steps on the training data.
+        alignment_steps: Optimizer steps between them on rows of the method's own.
         groups: What trains.
         memory: Peak, an estimate.
     """
 
     name: str
     steps: int
+    alignment_steps: int = 0
     groups: list[PlannedGroup]
     memory: MemoryEstimate
 
@@ -90,6 +92,7 @@ class PlannedTraining(Artifact):
         before: Defenses on the data.
         after: Defenses on the finished weights, by name.
         generation: Defenses at generation, by name.
+        notes: What the method has to say of it.
     """
 
     label: str
@@ -102,6 +105,7 @@ class PlannedTraining(Artifact):
     before: list[PlannedDataStep] = Field(default_factory=list)
     after: list[str] = Field(default_factory=list)
     generation: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
 
 class MappedType(Artifact):
