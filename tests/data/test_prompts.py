@@ -259,3 +259,11 @@ def test_mistakes_in_all_four_sources_are_reported_together(tmp_path: Path):
     with pytest.raises(DataError) as caught:
         load_probes(_unseen(tmp_path, **{name: str(tmp_path / f"no_{name}") for name in names}), "some/model")
     assert [problem.partition(":")[0].rpartition("no_")[2] for problem in caught.value.problems] == list(names)
+
+
+def test_a_file_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Prompts are named for their file, so one that UTF-8 cannot hold is a line, and no crash later."""
+    path = tmp_path / b"bad\xff.txt".decode("utf-8", "surrogateescape")
+    path.write_text("how do i bake bread ?\n")
+    with pytest.raises(DataError, match="the name of a file must be UTF-8 text"):
+        read_prompts(path)

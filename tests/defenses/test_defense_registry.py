@@ -58,7 +58,10 @@ def test_only_defenses_can_register() -> None:
     ("typed", "hint"),
     [
         ("mllr", 'Did you mean "ml-lr"'),
-        ("zzz", "Methods: freeze-rest, ift, l2-sp, low-lr, ml-lr, protected-subspace, swat"),
+        (
+            "zzz",
+            "Methods: asft, freeze-rest, ift, l2-sp, lisa, low-lr, ml-lr, protected-subspace, safegrad, sap, ",
+        ),
     ],
 )
 def test_unknown_method(typed: str, hint: str) -> None:

@@ -7,13 +7,14 @@ from securetune.config import TrainingSettings
 from securetune.defenses import DefenseContext, ParameterSets, Phase, find_defense, list_defenses
 
 METHODS = [description.name for description in list_defenses() if description.stage == "training"]
+REQUIRED = {"asft": {"base": "tiny-world-base"}}
 SETS = ParameterSets(robust=("a", "b"), rest=("c", "d", "e"))
 
 
 def phases_of(method: str, main_steps: int = 100, **settings: object) -> list[Phase]:
     resolved = TrainingSettings(method=method, **settings)
     context = DefenseContext(resolved, learning_rate=1e-3, main_steps=main_steps, parameters=SETS)
-    return find_defense(method).phases(context)
+    return find_defense(method, REQUIRED.get(method)).phases(context)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -28,14 +29,16 @@ def test_every_method_ends_with_the_full_main_phase(method: str) -> None:
 def test_the_steps_are_known_before_the_phases(method: str, settings: dict) -> None:
     """What a method says of its phases' steps before weights are loaded is what its phases then have."""
     for main_steps in (1, 5, 100):
-        found = find_defense(method).phase_steps(main_steps, TrainingSettings(method=method, **settings))
+        found = find_defense(method, REQUIRED.get(method)).phase_steps(
+            main_steps, TrainingSettings(method=method, **settings)
+        )
         assert list(found.items()) == [(phase.name, phase.steps) for phase in phases_of(method, main_steps, **settings)]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_defense_does_nothing_at_other_moments(method: str) -> None:
     """The in-training methods leave the data, the loss and the prompts as they are."""
-    defense = find_defense(method)
+    defense = find_defense(method, REQUIRED.get(method))
     rows = [{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}]
     loss = torch.tensor(1.5)
     assert defense.prepare_data(rows, TrainingSettings()) is rows

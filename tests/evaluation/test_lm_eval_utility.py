@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from securetune.artifacts import Scores, UtilityResult, read_artifact
-from securetune.cli.evaluate import _utility
+from securetune.cli.shown_scores import _utility
 from securetune.config import EvaluateConfig, EvaluationSettings, validate
 from securetune.errors import ConfigError, DataError, InputError
 from securetune.evaluation import evaluate

@@ -136,7 +136,7 @@ def test_other_judges_cannot_be_compared(own_run: Path) -> None:
     change_scores(own_run / "methods" / "swat" / "seed-1" / "evaluation" / "scores.json", judges={"other": "x"})
     with pytest.raises(
         ArtifactError,
-        match=rf"seed-1/evaluation: judges must be those of .*start \({KEYWORDS}, {ORACLE}\); got other\. Judge the",
+        match=rf"seed-1/evaluation: judges must be those of .*start \({KEYWORDS}, {ORACLE}\); got other\. Judge \(",
     ):
         compare_runs(own_run)
 

@@ -190,6 +190,7 @@ def test_what_cannot_be_compared_is_said_all_at_once(run_folder: Path, tmp_path:
         compare_evaluations({"start": [start], "ift": [copied]})
     said = str(caught.value)
     assert f"judges must be those of {start} ({KEYWORDS}" in said
+    assert f"Judge (`securetune judge`) {copied} by {KEYWORDS} too." in said
     assert "max_new_tokens must be those" in said
     assert "got 7" in said
     assert "got other prompts under the same names" in said
@@ -214,7 +215,7 @@ def test_judges_of_one_name_must_be_the_same(run_folder: Path, tmp_path: Path) -
         compare_evaluations(groups)
     (problem,) = caught.value.problems
     assert problem.startswith(f"{copied[1]}: the judge {KEYWORDS} is not the one that judged {copied[0]}: its model")
-    assert problem.endswith("Judge the answers of both by the same judges (`securetune judge`).")
+    assert problem.endswith("Judge (`securetune judge`) both by the same one.")
 
 
 def test_a_reference_that_does_not_refuse_is_warned_of(run_folder: Path, tmp_path: Path) -> None:

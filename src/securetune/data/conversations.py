@@ -97,7 +97,7 @@ def shown_sources(source: str) -> str:
     """Return sources as others may read them: of files and folders the last part, which tells nothing of this machine.
 
     Example:
-        >>> shown_sources("../data/own.jsonl + hub:owner/name:train + folder:/home/me/set:test")
+        >>> shown_sources("../data/own.jsonl + hub:owner/name:train + folder:../set:test")
         'own.jsonl + hub:owner/name:train + folder:set:test'
     """
     return _AND.join(

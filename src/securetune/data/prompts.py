@@ -78,6 +78,10 @@ def read_prompts_by_line(path: Path | str) -> dict[int, Prompt]:
 def _read_lines(path: Path) -> list[tuple[int, str]]:
     """Return the lines that are not blank, with their numbers from 1."""
     try:
+        str(path).encode()
+    except UnicodeEncodeError:  # prompts are named for their file, and no result could be written
+        raise DataError(f"{path}: the name of a file must be UTF-8 text. Rename it.") from None
+    try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None

@@ -136,7 +136,7 @@ def _find(name: str, stage: str, kind: type[T], what: str, listed_as: str) -> ty
             f'"{name}" is no {what}: it {acts}. Name it in {place}. {listed_as}: {", ".join(sorted(among))}.'
         )
     near = difflib.get_close_matches(name, among, n=1, cutoff=0.5)
-    hint = f'Did you mean "{near[0]}"?' if near else f"{listed_as}: {', '.join(among)}."
+    hint = f'Did you mean "{near[0]}"?' if near else f"{listed_as}: {', '.join(sorted(among))}."
     raise ConfigError(f'{what} "{name}" is unknown. {hint}')
 
 

@@ -96,9 +96,8 @@ class VerdictFile:
 
     def keep(self, answer: str, verdict: Verdict) -> None:
         """Put a verdict on disk."""
-        if (
-            verdict.unparsable is not None
-        ):  # a judge of the user's may quote half of a character, which no file can hold
+        if verdict.unparsable is not None:
+            # A judge may quote half of a character, which can be written to no file.
             quoted = verdict.unparsable.encode("utf-8", "replace").decode("utf-8")
             verdict = verdict.model_copy(update={"unparsable": quoted})
         append_json_line(self._path, KeptVerdict(judge=self._judge, answer=answer, verdict=verdict))

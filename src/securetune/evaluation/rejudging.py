@@ -180,7 +180,10 @@ def _resolved(
     saved = {name: value for name, value in scores.settings.items() if name in EvaluationSettings.model_fields}
     named = saved.get("judges")
     earlier = [name for name in named if isinstance(name, str)] if isinstance(named, list) else list(scores.judges)
-    judges = list(dict.fromkeys([*([] if only else earlier), *names]))
+    # `name=location` stands for a judge of that name, whatever the location was before.
+    again = {name.partition("=")[0] for name in names}
+    kept = [] if only else [name for name in earlier if name.partition("=")[0] not in again or name in names]
+    judges = list(dict.fromkeys([*kept, *names]))
     if LLM_JUDGE not in judges:
         saved.pop("llm_judge", None)
     where = "" if given else str(evaluation / SCORES)

@@ -158,15 +158,19 @@ def _differences(model: EvaluatedModel, first: EvaluatedModel) -> list[str]:
 def judge_differences(model: EvaluatedModel, first: EvaluatedModel) -> list[str]:
     """Say where two evaluations were not judged by the same judges; their order decides nothing but who leads."""
     ours, theirs = model.scores, first.scores
-    again = "Judge the answers of both by the same judges (`securetune judge`)."
     if {*ours.judges} != {*theirs.judges}:
         shown = [", ".join(each.judges) or "none" for each in (theirs, ours)]
-        return [f"{model.folder}: judges must be those of {first.folder} ({shown[0]}); got {shown[1]}. {again}"]
+        lacking = {model.folder: {*theirs.judges} - {*ours.judges}, first.folder: {*ours.judges} - {*theirs.judges}}
+        add = [f"{folder} by {', '.join(sorted(names))}" for folder, names in lacking.items() if names]
+        return [
+            f"{model.folder}: judges must be those of {first.folder} ({shown[0]}); got {shown[1]}. Judge (`securetune "
+            f"judge`) {' and '.join(add)} too."
+        ]
     keys = ours.judge_keys, theirs.judge_keys
     changed = [name for name in keys[0].keys() & keys[1].keys() if keys[0][name] != keys[1][name]]
     return [
         f"{model.folder}: the judge {name} is not the one that judged {first.folder}: its model, its settings or its "
-        f"rules differ. {again}"
+        "rules differ. Judge (`securetune judge`) both by the same one."
         for name in sorted(changed)
     ]
 
