@@ -296,3 +296,9 @@ def test_a_changed_file_of_samples_is_another_run(tmp_path: Path) -> None:
     samples.write_text(json.dumps({"prompt": "a", "completion": "c"}) + "\n")
     changed = hash_inputs(config)
     assert [key for key in before if before[key] != changed[key]] == [f"chain.{samples}"]
+
+
+def test_the_trainer_says_where_data_are_prepared() -> None:
+    """A defense on the data is no method of `SecureSFTTrainer`, whose data TRL tokenizes; a sentence says what to do."""
+    with pytest.raises(ConfigError, match=r"acts on the training data\. .* or call securetune\.prepare_data"):
+        securetune.SecureSFTConfig("out", method="safety-mix", use_cpu=True, bf16=False)
