@@ -121,6 +121,10 @@ def evaluate(model: str, out: Path, **settings: Any) -> Scores:
     return evaluate_model(config, out, lambda *_: None)
 
 
+def ten_rows() -> Any:
+    return securetune.prepare_data("tiny-world", [{"random-drop": {"drop_count": 3990}}], "tiny-world").conversations
+
+
 def test_answers_with_and_without_are_never_mixed(tmp_path: Path) -> None:
     """The model is shown the prompt, in the task too, the judge is not; the scores say so, and the folder is theirs."""
     plain = evaluate("tiny-world", tmp_path / "plain")
@@ -147,7 +151,7 @@ def test_answers_with_and_without_are_never_mixed(tmp_path: Path) -> None:
 def test_a_model_remembers_what_it_is_to_be_shown(tmp_path: Path) -> None:
     """`train` writes it into the final model's folder and card; evaluation reads it, unless it is told otherwise."""
     step = {"max_steps": 1, "warmup_steps": 0, "per_device_train_batch_size": 2}
-    rows = securetune.prepare_data("tiny-world", [{"random-drop": {"drop_count": 3990}}]).conversations
+    rows = ten_rows()
 
     def train(**settings: Any) -> Path:
         resolved = TrainingSettings(method="ift", **step, **settings)
@@ -172,7 +176,7 @@ def test_a_model_remembers_what_it_is_to_be_shown(tmp_path: Path) -> None:
 
 def test_merging_takes_it_along(tmp_path: Path) -> None:
     """An adapter's folder says what is to be shown, and so does the model that it is merged into."""
-    rows = securetune.prepare_data("tiny-world", [{"random-drop": {"drop_count": 3990}}]).conversations
+    rows = ten_rows()
     step = {"max_steps": 1, "warmup_steps": 0, "tune": "lora"}
     settings = TrainingSettings(method="ift", **step, generation=[{"ptst": {"prompt": "be kind ."}}])
     securetune.train(settings, ModelSettings(), rows, tmp_path / "out")

@@ -299,6 +299,6 @@ def test_a_changed_file_of_samples_is_another_run(tmp_path: Path) -> None:
 
 
 def test_the_trainer_says_where_data_are_prepared() -> None:
-    """A defense on the data is no method of `SecureSFTTrainer`, whose data TRL tokenizes; a sentence says what to do."""
+    """A defense on the data is no method of `SecureSFTTrainer`, whose data TRL tokenizes; it says what to do."""
     with pytest.raises(ConfigError, match=r"acts on the training data\. .* or call securetune\.prepare_data"):
         securetune.SecureSFTConfig("out", method="safety-mix", use_cpu=True, bf16=False)

@@ -22,7 +22,7 @@ from securetune.progress import ProgressCallback, silent
 def prepare_data(
     data: str | Path | Sequence[Conversation],
     before: Sequence[str | Mapping[str, object] | ChainStep],
-    model: str | ModelSettings = "tiny-world",
+    model: str | ModelSettings,
     folder: Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> PreparedData:
@@ -39,7 +39,7 @@ def prepare_data(
         InputError: With every mistake found before anything is done; if the folder holds other data.
 
     Example:
-        >>> len(prepare_data("tiny-world", [{"safety-mix": {"count": 100}}]).conversations)
+        >>> len(prepare_data("tiny-world", [{"safety-mix": {"count": 100}}], "tiny-world").conversations)
         4100
     """
     steps = tuple(validate(TrainingSettings, {"before": list(before)}).before)
