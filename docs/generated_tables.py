@@ -39,9 +39,13 @@ def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def methods_table() -> str:
-    """Return a table of the registered methods."""
-    rows = ["| method | stage | what it does | source |", "|---|---|---|---|"]
-    rows += [f"| `{method.name}` | {method.stage} | {method.summary} | {method.source} |" for method in list_defenses()]
+    """Return a table of the registered defenses, by the stage at which they act."""
+    rows = ["| name | stage | what it does | needs | source |", "|---|---|---|---|---|"]
+    stages = ("data", "training", "weights", "generation")
+    listed = sorted(list_defenses(), key=lambda each: stages.index(each.stage))
+    for each in listed:
+        stage = each.stage if each.purpose == "defense" else f"{each.stage}, {each.purpose}"
+        rows.append(f"| `{each.name}` | {stage} | {each.summary} | {each.needs or '-'} | {each.source} |")
     return "\n".join(rows) + "\n"
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from securetune.pipeline import run
     from securetune.pipeline.chaining import train
     from securetune.pipeline.patching import patch_weights
+    from securetune.pipeline.preparing import prepare_data
     from securetune.pipeline.secure_trainer import SecureSFTTrainer
     from securetune.reporting import write_report
     from securetune.search import search_robust_modules
@@ -39,6 +40,7 @@ _HOMES = {
     "evaluate": "securetune.evaluation",
     "judge_saved_responses": "securetune.evaluation",
     "patch_weights": "securetune.pipeline.patching",
+    "prepare_data": "securetune.pipeline.preparing",
     "run": "securetune.pipeline",
     "search_robust_modules": "securetune.search",
     "train": "securetune.pipeline.chaining",
@@ -53,6 +55,7 @@ __all__ = [
     "evaluate",
     "judge_saved_responses",
     "patch_weights",
+    "prepare_data",
     "run",
     "search_robust_modules",
     "train",

@@ -30,7 +30,8 @@ def silent(what: str, done: int, total: int) -> None:
 class RunObserver:
     """Is told of everything that happens in a run. This one shows nothing; a display overrides what it shows.
 
-    Stages are named as in `run.json`: `start`, `analysis`, `search`, `methods/<label>/seed-<n>`, `report`.
+    Stages are named as in `run.json`: `start`, `analysis`, `search`, `data/<defenses>`, `methods/<label>/seed-<n>`,
+    `report`.
     """
 
     def run_began(self, complete: int, total: int) -> None:

@@ -145,7 +145,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
     assert isinstance(invoke("run", recipe, "--out", tmp_path / "out").exception, ZeroDivisionError)
 
 
-@pytest.mark.parametrize("what", ["models", "methods", "suites", "tasks", "attacks", "judges"])
+@pytest.mark.parametrize("what", ["models", "methods", "defenses", "suites", "tasks", "attacks", "judges"])
 def test_ls_lists_what_is_registered(what):
     """Each list comes from its registry, as lines for people and as one JSON document for programs."""
     from securetune.defenses import list_defenses
@@ -154,7 +154,8 @@ def test_ls_lists_what_is_registered(what):
 
     registries = {
         "models": list_models,
-        "methods": list_defenses,
+        "methods": lambda: [each for each in list_defenses() if each.stage == "training"],
+        "defenses": list_defenses,
         "suites": list_suites,
         "tasks": list_tasks,
         "attacks": list_attacks,

@@ -67,6 +67,28 @@ def test_every_method_is_tried_with_every_chain():
     assert found.run.training_for("ift-none", 0).after == ()
 
 
+def test_a_chain_may_have_parts():
+    """Data, weights and generation are parts of a chain; they come behind those that all methods share."""
+    found = check_experiment_config(
+        {
+            "data": "tiny-world",
+            "training": {"before": [{"malicious-mix": {"count": 5}}]},
+            "methods": {"ift": {}, "own": {"method": "ift", "before": []}},
+            "chains": {
+                "mixed": {"before": ["safety-mix"], "generation": ["ptst"]},
+                "mild": ["wise-ft"],
+            },
+        }
+    )
+    assert found.methods == ["ift", "ift-mixed", "ift-mild", "own"]
+    mixed, mild = (found.run.training_for(label, 0) for label in ("ift-mixed", "ift-mild"))
+    assert [step.name for step in mixed.before] == ["malicious-mix", "safety-mix"]
+    assert [step.name for step in mixed.generation] == ["ptst"]
+    assert (mixed.after, mild.generation) == ((), ())
+    assert [step.name for step in (*mild.before, *mild.after)] == ["malicious-mix", "wise-ft"]
+    assert found.run.training_for("own", 0).before == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -103,6 +125,7 @@ def test_every_method_is_tried_with_every_chain():
         ),
         ({"selection": {"task": "tiny-world-query@validation"}}, "selection.suites: required"),
         ({"swep": {}}, 'swep: unknown key. Did you mean "sweep"?'),
+        ({"chains": {"mild": {"befor": []}}}, 'chains.mild.befor: unknown key. Did you mean "before"?'),
     ],
 )
 def test_mistakes_are_told(changes, sentence):

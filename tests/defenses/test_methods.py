@@ -6,7 +6,7 @@ import torch
 from securetune.config import TrainingSettings
 from securetune.defenses import DefenseContext, ParameterSets, Phase, find_defense, list_defenses
 
-METHODS = [description.name for description in list_defenses() if description.stage != "weights"]
+METHODS = [description.name for description in list_defenses() if description.stage == "training"]
 REQUIRED = {"asft": {"base": "tiny-world-base"}}
 SETS = ParameterSets(robust=("a", "b"), rest=("c", "d", "e"))
 

@@ -53,6 +53,17 @@ def export_deep(deep, tmp_path: Path):
     return do
 
 
+@pytest.mark.parametrize(
+    ("part", "instead"),
+    [("before", "securetune.prepare_data"), ("after", "securetune patch"), ("generation", "evaluat")],
+)
+def test_what_is_chained_is_no_part_of_an_export(part, instead, export_deep):
+    """A chain would be lost in another tool, so it is refused with where it goes instead."""
+    step = {"before": "safety-mix", "after": "wise-ft", "generation": "ptst"}[part]
+    with pytest.raises(InputError, match=rf"training\.{part}: is not part of an export\. .*{instead}"):
+        export_deep("peft", method="swat", **{part: [step]})
+
+
 def names_in_layer_1(network):
     return {
         name

@@ -199,6 +199,40 @@ def test_answers_to_the_same_suites_are_taken_over(fake_run, tmp_path):
         assert copied == (["harmful"] if place == 0 else [])
 
 
+CHAINED = {
+    "ift": {},
+    "ptst": {"method": "ift", "generation": ["ptst"]},
+    "mix": {"method": "ift", "before": ["safety-mix"]},
+    "mix-half": {"method": "ift", "before": ["safety-mix"], "after": ["wise-ft"]},
+}
+
+
+def test_data_are_prepared_before_the_cells_that_train_on_them(fake_run):
+    """Once for all seeds; where that fails, its cells are told of and all others are complete."""
+    fake_run.config = check_run_config({"data": "tiny-world", "methods": CHAINED, "seeds": [0, 1]})
+    (job,) = [job for job in list_jobs(fake_run.config, fake_run.folder) if job.kind == "data"]
+    fake_run.failures[job.name] = RuntimeError("no memory")
+    with pytest.raises(RunError) as caught:
+        fake_run.start()
+    lost = [f"methods/{label}/seed-{seed}" for seed in (0, 1) for label in ("mix", "mix-half")]
+    assert {name for name, stage in fake_run.record.stages.items() if stage.state == "failed"} == {job.name, *lost}
+    assert f"methods/mix/seed-0 failed: it needs {job.name}, which failed" in str(caught.value)
+    fake_run.failures.clear()
+    fake_run.done = [name for name in fake_run.done if name != "report"]
+    fake_run.start()
+    assert fake_run.done.count(job.name) == 1
+    assert {*lost} <= {*fake_run.done}
+
+
+def test_prepared_data_are_not_taken_over(fake_run, tmp_path, monkeypatch):
+    """Another run's data are another data set's: they are prepared anew, while analysis and search come along."""
+    fake_run.config = check_run_config({"data": "tiny-world", "methods": CHAINED})
+    fake_run.start()
+    done = _run_like(fake_run, tmp_path / "second", monkeypatch, methods=CHAINED)
+    assert any(name.startswith("data/safety-mix-") for name in done)
+    assert not {"analysis", "search"} & {*done}
+
+
 def test_a_run_like_one_that_is_not_there_does_everything(fake_run, tmp_path):
     """A folder that holds no run, or an unfinished one, is no reason to fail."""
     running.run(fake_run.config, fake_run.folder.path, like=tmp_path / "nowhere")

@@ -71,6 +71,16 @@ def found(config: ExperimentConfig, folder: Path) -> Experiment:
     return summarize_experiment(config, folder)
 
 
+def test_losses_on_other_data_are_not_matched(folder: Path) -> None:
+    """A method with a defense on its data is left out where losses are compared, with the reason."""
+    chains = {"mild": {"before": ["safety-mix"]}}
+    found = check_experiment_config({**CONFIG, "chains": chains})
+    points = [point for point in found.points if point.label in REPORTED]
+    by = {each.by: each for each in summarize_experiment(found._replace(points=points), folder).matched}
+    assert "ift-mild" in by["task_accuracy"].chosen
+    assert "trained on other data than the reference" in by["training_loss"].not_reached["ift-mild"]
+
+
 def test_every_point_is_summarized(found: Experiment) -> None:
     """Each point has its seeds, both evaluations and the mean of its final losses."""
     points = {point.label: point for point in found.points}

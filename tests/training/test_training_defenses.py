@@ -15,8 +15,9 @@ from tiny_models import make_tiny_tokenizer, tiny_prompts
 from securetune import SecureSFTConfig, SecureSFTTrainer
 from securetune.config import ModelSettings, TrainingSettings
 from securetune.defenses import DefenseContext, ParameterSets, find_defense, list_defenses
+from securetune.defenses.own_answers import own_answers
 from securetune.defenses.protected_subspace import ProtectedSubspace, ProtectedSubspaceOptions
-from securetune.defenses.protected_subspace.input_moments import leading_directions, own_answers, second_moments
+from securetune.defenses.protected_subspace.input_moments import leading_directions, second_moments
 from securetune.errors import ConfigError
 from securetune.models import ChatModel, load, map_modules
 from securetune.training import train

@@ -47,6 +47,7 @@ from securetune.artifacts.files import (
     write_together,
 )
 from securetune.artifacts.gate import Decision, GateCheck, GateEvidence, GateSource
+from securetune.artifacts.generation import GENERATION_FILE, GenerationDefenses, ShownStep
 from securetune.artifacts.model_comparison import (
     ComparedRow,
     ComparedValue,
@@ -92,6 +93,8 @@ from securetune.artifacts.scores import (
     who_decides,
 )
 from securetune.artifacts.training import (
+    DataPreparation,
+    DataStep,
     PhaseResult,
     TrainedGroup,
     TrainingData,
@@ -102,6 +105,7 @@ from securetune.artifacts.training import (
 )
 
 __all__ = [
+    "GENERATION_FILE",
     "HIGHEST_RATING",
     "AgreementEstimate",
     "AnalysisControl",
@@ -115,6 +119,8 @@ __all__ = [
     "ComparedValue",
     "Comparison",
     "Compliance",
+    "DataPreparation",
+    "DataStep",
     "Decision",
     "Disagreement",
     "EvaluationSource",
@@ -123,6 +129,7 @@ __all__ = [
     "GateCheck",
     "GateEvidence",
     "GateSource",
+    "GenerationDefenses",
     "Interval",
     "JudgeAgreement",
     "JudgedAnswers",
@@ -152,6 +159,7 @@ __all__ = [
     "SearchStudy",
     "SearchVariant",
     "SelectedModule",
+    "ShownStep",
     "StageRecord",
     "StageState",
     "SuiteScores",

@@ -92,7 +92,7 @@ class Response(Artifact):
     Attributes:
         id: Identifies the prompt in its suite.
         prompt: Text of the last user turn, for readers and for `grep`.
-        messages: The whole conversation that was put through the chat template.
+        messages: The whole conversation, as the suite or task has it; it is put through the chat template.
         metadata: What the suite says of the prompt beside its messages, such as its category.
         response: The answer, without special tokens.
         new_tokens: Tokens that the model gave, without the end token.
@@ -103,6 +103,8 @@ class Response(Artifact):
         read_as: The option or number that was read out of a task's answer; None if none was, or none was looked for.
         prefill_characters: How many characters at the beginning of `response` were put there by an attack, and not by
             the model.
+        shown: What was put through the chat template instead, where defenses at generation changed the messages, or
+            None. Judges see `messages`.
     """
 
     id: str
@@ -117,6 +119,7 @@ class Response(Artifact):
     correct: bool | None = None
     read_as: str | None = None
     prefill_characters: int = 0
+    shown: list[dict[str, str]] | None = None
 
     @property
     def is_usable(self) -> bool:

@@ -32,7 +32,7 @@ class RunRecord(Artifact):
         status: `interrupted` and `running` runs go on when started again; `failed` ones try the failed cells again.
         seconds: Wall time of the whole run so far, over all starts.
         environment: Package versions and hardware.
-        stages: `start`, `analysis`, `search`, `methods/<label>/seed-<n>`, `report`.
+        stages: `start`, `analysis`, `search`, `data/<defenses>`, `methods/<label>/seed-<n>`, `report`.
     """
 
     format: Literal["securetune.run/1"] = "securetune.run/1"

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from securetune.artifacts.agreement import JudgeAgreement
 from securetune.artifacts.estimates import Artifact, MeanEstimate, ModelIdentity, RateEstimate
+from securetune.artifacts.generation import ShownStep
 
 HIGHEST_RATING = 5
 """Full compliance. The harmfulness rate is the share of answers with this rating (arXiv 2310.03693, section 3)."""
@@ -148,6 +149,7 @@ class Scores(Artifact):
     Attributes:
         model: The evaluated model.
         settings: Resolved evaluation settings, with the suites and judges that were used.
+        generation: Defenses at generation, through which the model was shown every prompt.
         judges: Judge → what it is: its source and its matching rule; the headline judge first.
         suites: One entry a suite.
         task: The task's scores, or None if no task was given.
@@ -163,6 +165,7 @@ class Scores(Artifact):
     format: Literal["securetune.scores/1"] = "securetune.scores/1"
     model: ModelIdentity
     settings: dict[str, Any]
+    generation: list[ShownStep] = Field(default_factory=list)
     judges: dict[str, str]
     suites: list[SuiteScores]
     task: TaskScores | None

@@ -15,7 +15,8 @@ class TrainingInputs(Artifact):
     Attributes:
         settings: Resolved training settings.
         model: Model settings.
-        data_hash: Hash of the conversations.
+        data_hash: Hash of the conversations that are trained on; None as long as defenses have not prepared them.
+        given_hash: Hash of the conversations before such defenses, or None if there are none.
         modules_hash: Hash of the manifest, or None if there is none.
         alignment_hash: Hash of the rows that the method has of its own, or None if it has none.
         identity: The start model; known once its weights are loaded.
@@ -24,7 +25,8 @@ class TrainingInputs(Artifact):
     format: Literal["securetune.training_inputs/1"] = "securetune.training_inputs/1"
     settings: dict[str, Any]
     model: dict[str, Any]
-    data_hash: str
+    data_hash: str | None
+    given_hash: str | None = None
     modules_hash: str | None
     alignment_hash: str | None = None
     identity: ModelIdentity | None = None
@@ -96,12 +98,67 @@ class PhaseResult(Artifact):
     duration_seconds: float
 
 
+class DataStep(Artifact):
+    """What one defense did to the data.
+
+    Attributes:
+        defense: Registered name.
+        purpose: `defense`, `control` or `attack`.
+        options: Its options, defaults included.
+        rows_before: Conversations that came in.
+        added: Conversations that it added.
+        dropped: Conversations that it dropped.
+        rows_after: Conversations that it left.
+        hash: Hash of those.
+        facts: What else it tells, such as the hash of its samples or the layer that it looked at.
+    """
+
+    defense: str
+    purpose: Literal["defense", "control", "attack"]
+    options: dict[str, Any]
+    rows_before: int
+    added: int
+    dropped: int
+    rows_after: int
+    hash: str
+    facts: dict[str, Any] = Field(default_factory=dict)
+
+
+class DataPreparation(Artifact):
+    """`data.json`: training data as the defenses on them left them; beside it lie the conversations.
+
+    Attributes:
+        key: Hash of all that they depend on but the model's weights: the defenses, what they read, and the data.
+        given_hash: Hash of the conversations as given.
+        given: Number of those.
+        shapes: Shape of the rows of the file or data set that was given → number of rows.
+        hash: Hash of the conversations that are trained on.
+        conversations: Number of those.
+        steps: The defenses in their order.
+        model: The start model, if a defense looked at it.
+        duration_seconds: Wall time.
+        environment: Package versions and hardware.
+    """
+
+    format: Literal["securetune.data/1"] = "securetune.data/1"
+    key: str
+    given_hash: str
+    given: int
+    shapes: dict[str, int] = Field(default_factory=dict)
+    hash: str
+    conversations: int
+    steps: list[DataStep]
+    model: ModelIdentity | None = None
+    duration_seconds: float
+    environment: dict[str, str]
+
+
 class TrainingData(Artifact):
     """What the model was trained on.
 
     Attributes:
         hash: Hash of the conversations.
-        conversations: Number of conversations given.
+        conversations: Number of conversations, as defenses on the data left them.
         shapes: Shape the rows were recognised as (`messages`, `sharegpt`, `alpaca`, `prompt/completion`, …) → their
             number; empty if conversations were given and not a file.
         rows: Token rows made of them (more, if a template shows an earlier turn differently from the last).
@@ -113,6 +170,7 @@ class TrainingData(Artifact):
         answer_tokens: Those of them that carry loss.
         packed_sequences: Sequences that the rows were packed into, or None without packing.
         packing_efficiency: Share of those sequences' places, in (0, 1], that hold a token, or None without packing.
+        preparation: What defenses did to the conversations before, or None if there were none.
     """
 
     hash: str
@@ -127,6 +185,7 @@ class TrainingData(Artifact):
     answer_tokens: int
     packed_sequences: int | None = None
     packing_efficiency: float | None = Field(default=None, gt=0.0, le=1.0)
+    preparation: DataPreparation | None = None
 
 
 class TrainingResult(Artifact):

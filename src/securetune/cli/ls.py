@@ -1,4 +1,4 @@
-"""`securetune ls models|methods|suites|tasks|attacks|judges`."""
+"""`securetune ls models|methods|defenses|suites|tasks|attacks|judges`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from securetune.cli.options import Json
 from securetune.cli.output import only_results_on_stdout, print_json, printable
 
 if TYPE_CHECKING:
+    from securetune.defenses import DefenseDescription
     from securetune.evaluation import RegisteredSuite, RegisteredTask
 
-Listed = Literal["models", "methods", "suites", "tasks", "attacks", "judges"]
+Listed = Literal["models", "methods", "defenses", "suites", "tasks", "attacks", "judges"]
 
-_ALIGNED = ("name", "stage", "kind", "prompts", "licence")
+_ALIGNED = ("name", "stage", "purpose", "kind", "prompts", "licence")
 """Columns before the description; what has none of one does without it."""
 
 
 @reports_errors
 def ls(
-    what: Annotated[Listed, typer.Argument(metavar="models|methods|suites|tasks|attacks|judges", help="What to list.")],
+    what: Annotated[
+        Listed, typer.Argument(metavar="models|methods|defenses|suites|tasks|attacks|judges", help="What to list.")
+    ],
     json_: Json = False,
 ) -> None:
-    """List what goes by a name. Models, methods, suites, tasks, attacks or judges."""
+    """List what goes by a name. Models, methods, defenses, suites, tasks, attacks or judges."""
     rows = _rows(what)
     if json_:
         print_json(rows)
@@ -34,19 +37,19 @@ def ls(
     for row in shown:
         cells = [f"{row.get(column) or '':{width}}" for column, width in widths.items() if width]
         source = f" {row['source']}: {row['repository']}" if row.get("repository") else ""
-        print("  ".join([*cells, printable(row["description"] + source)]))
+        needs = f" Needs {row['needs']}." if row.get("needs") else ""
+        source = f" {row['source']}." if "needs" in row else source
+        print("  ".join([*cells, printable(row["description"] + needs + source)]))
 
 
 def _rows(what: Listed) -> list[dict[str, Any]]:
     """Ask the registry; nothing is listed here by hand."""
     with only_results_on_stdout():
-        if what == "methods":
+        if what in ("methods", "defenses"):
             from securetune.defenses import list_defenses
 
-            return [
-                {"name": m.name, "stage": m.stage, "description": m.summary, "source": m.source}
-                for m in list_defenses()
-            ]
+            listed = [each for each in list_defenses() if what == "defenses" or each.stage == "training"]
+            return [_defense_row(each) for each in listed]
         if what == "models":
             from securetune.models import list_models
 
@@ -60,6 +63,12 @@ def _rows(what: Listed) -> list[dict[str, Any]]:
         if what == "attacks":
             return [{"name": a.name, "description": a.description, "source": a.source} for a in list_attacks()]
         return [{"name": item.name, "description": item.description} for item in list_judges()]
+
+
+def _defense_row(defense: DefenseDescription) -> dict[str, Any]:
+    row = defense._asdict()
+    description = row.pop("summary")
+    return {**row, "description": description}
 
 
 def _suite_row(suite: RegisteredSuite) -> dict[str, Any]:

@@ -47,12 +47,20 @@ def _show(planned: Plan) -> None:
     import yaml
 
     from securetune.cli.output import print_table
-    from securetune.cli.planned import data_sentence, example_text, memory_table, modules_table, phases_table
+    from securetune.cli.planned import (
+        chains_table,
+        data_sentence,
+        example_text,
+        memory_table,
+        modules_table,
+        phases_table,
+    )
 
     print(yaml.safe_dump(planned.config, sort_keys=False, allow_unicode=False))
     print(f"Model: {planned.architecture}, {planned.parameter_count:,} parameters")
-    for table in (modules_table(planned), phases_table(planned), memory_table(planned)):
-        print_table(table)
+    for table in (modules_table(planned), chains_table(planned), phases_table(planned), memory_table(planned)):
+        if table is not None:
+            print_table(table)
     print(planned.memory_assumptions)
     print(f"\n{data_sentence(planned)}")
     example_text(planned)

@@ -54,6 +54,20 @@ def phases_table(planned: Plan) -> Table:
     return table
 
 
+def chains_table(planned: Plan) -> Table | None:
+    """Return what is chained around the trainings: a row a method; None if nothing is."""
+    chained = [each for each in planned.trainings if each.before or each.after or each.generation]
+    if not chained:
+        return None
+    table = _table("Chains", "method", "on the data", "rows", "on the weights", "at generation")
+    for training in chained:
+        steps = [f"{step.defense}{' (attack)' * (step.purpose == 'attack')}" for step in training.before]
+        counts = [f"{step.rows_after:,}" for step in training.before]
+        rows = " -> ".join([f"{training.before[0].rows_before:,}", *counts]) if training.before else ""
+        table.add_row(training.label, ", ".join(steps), rows, ", ".join(training.after), ", ".join(training.generation))
+    return table
+
+
 def memory_table(planned: Plan) -> Table:
     """Return the memory estimates: a row a phase."""
     columns = ("weights", "gradients", "optimizer", "activations", "total")

@@ -26,6 +26,8 @@ _QUESTIONS = {"attack_succeeded": "attack success", "refused": "refusals"}
 
 def show_scores(scores: Scores, out: Path) -> None:
     """Print scores, a line for each suite and judge; names are not trusted."""
+    if scores.generation:
+        print(printable(f"Shown through {', '.join(step.name for step in scores.generation)}"))
     for line in [*_suite_lines(scores), *_other_lines(scores), *_agreement_lines(scores, out)]:
         print(printable(line))
     print(printable(f"Scores: {out / 'scores.json'}"))

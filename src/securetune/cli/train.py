@@ -43,4 +43,10 @@ def train(
     if json_:
         print_json(result.model_dump(mode="json"))
     else:
+        for step in result.data.preparation.steps if result.data.preparation else ():
+            changes = f"{step.rows_before:,} rows + {step.added:,} - {step.dropped:,} = {step.rows_after:,}"
+            print(f"Data: {step.defense}{' (attack)' * (step.purpose == 'attack')}: {changes}")
+        if resolved.training.generation:
+            names = ", ".join(step.name for step in resolved.training.generation)
+            print(f"At generation: {names} (generation_defenses.json in the model's folder)")
         print(f"Model: {final}")

@@ -4,7 +4,7 @@ Unknown keys, wrong types and values out of range are collected and reported tog
 """
 
 from securetune.config.base import Fraction, PositiveInt, Settings
-from securetune.config.chain import ChainStep
+from securetune.config.chain import ChainParts, ChainStep
 from securetune.config.checking import merge, validate
 from securetune.config.endpoint import EndpointSettings, LlmJudgeSettings, ServerSettings
 from securetune.config.experiment import (
@@ -51,6 +51,7 @@ __all__ = [
     "OWN_SEARCH",
     "AnalysisSettings",
     "AnalyzeConfig",
+    "ChainParts",
     "ChainStep",
     "EndpointSettings",
     "EvaluateConfig",

@@ -1,4 +1,4 @@
-"""One step of a chain of defenses, as a YAML file says it."""
+"""A chain of defenses, as a YAML file says it."""
 
 from __future__ import annotations
 
@@ -34,3 +34,26 @@ class ChainStep(Settings):
             ((name, options),) = content.items()
             return {"name": name, "options": {} if options is None else options}
         return content
+
+
+class ChainParts(Settings):
+    """The defenses around a training. In YAML a mapping of parts, or a list of those on the finished weights.
+
+    Attributes:
+        before: Defenses on the training data.
+        after: Defenses on the finished weights.
+        generation: Defenses at generation.
+
+    Example:
+        >>> [step.name for step in ChainParts.model_validate(["resta"]).after]
+        ['resta']
+    """
+
+    before: tuple[ChainStep, ...] = ()
+    after: tuple[ChainStep, ...] = ()
+    generation: tuple[ChainStep, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, content: Any) -> Any:
+        return {"after": content} if isinstance(content, list | tuple) else content

@@ -102,6 +102,9 @@ def _key_path(kind: type[BaseModel], location: Sequence[Any]) -> tuple[str, ...]
 def _valid_keys(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     current: Any = kind
     for part in path:
+        if typing.get_origin(current) is dict:
+            current = typing.get_args(current)[1]
+            continue
         field = current.model_fields.get(part) if _is_settings(current) else None
         current = _without_none(field.annotation) if field is not None else None
     return list(current.model_fields) if _is_settings(current) else []

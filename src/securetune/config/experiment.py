@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, field_validator
 
 from securetune.config.base import Settings
-from securetune.config.chain import ChainStep
+from securetune.config.chain import ChainParts
 from securetune.config.checking import merge, validate
 from securetune.config.files import nest, read_yaml
 from securetune.config.recipes import RunConfig, check_run_config
@@ -49,14 +49,16 @@ class ExperimentSections(Settings):
         sweep: Key of `training`, or of `search` with `search.` in front of it (`search.target_fraction`), → values;
             every method is tried at every combination. A method of `methods` may have a `sweep` of its own besides,
             whose keys win.
-        chains: Name → defenses on the finished weights, as `training.after` takes them; every method is tried with each
-            of them and without, under the label `<method>-<name>`. A method with an `after` of its own is left alone.
+        chains: Name → defenses around the training: `before`, `after` and `generation`, as `training` takes them, or a
+            list of those on the finished weights alone. Every method is tried with each of them and without, under the
+            label `<method>-<name>`; they come behind those that `training` names for all. A method with a part of its
+            own is left alone.
         selection: Evaluation on other prompts, by which settings are chosen. Needed if any method has several.
         matching: How methods are matched.
     """
 
     sweep: dict[str, tuple[Scalar, ...]] = Field(default={})
-    chains: dict[str, tuple[ChainStep, ...]] = Field(default={})
+    chains: dict[str, ChainParts] = Field(default={})
     selection: EvaluationSettings | None = None
     matching: MatchingSettings = MatchingSettings()
 
@@ -121,7 +123,7 @@ def check_experiment_config(content: Mapping[str, Any], where: str = "") -> Expe
     if not isinstance(methods, Mapping):
         methods = {}  # told below
     _require_mappings(methods, where)
-    points, changes = _points(methods, sections, where)
+    points, changes = _points(methods, sections, content.get("training"), where)
     chained = [f"{label}-{chain}" for label in _chained(methods) for chain in sections.chains]
     _require_labels_apart([*map(str, methods), *chained], points, where)
     rest = {key: value for key, value in content.items() if key not in own or key == "selection"}
@@ -169,11 +171,11 @@ def _repeated(names: Iterable[str]) -> list[str]:
 
 
 def _points(
-    methods: Mapping[str, Any], sections: ExperimentSections, where: str
+    methods: Mapping[str, Any], sections: ExperimentSections, shared: Any, where: str
 ) -> tuple[list[Point], dict[str, dict[str, Any]]]:
     points: list[Point] = []
     changes: dict[str, dict[str, Any]] = {}
-    for method, settings in _with_chains(methods, sections.chains).items():
+    for method, settings in _with_chains(methods, sections.chains, shared).items():
         own = _own_sweep(settings.pop(_SWEEP, {}), method, where)
         sweep = {**sections.sweep, **own}
         for values in itertools.product(*sweep.values()):
@@ -187,20 +189,35 @@ def _points(
     return points, changes
 
 
-def _with_chains(methods: Mapping[str, Any], chains: Mapping[str, Sequence[ChainStep]]) -> dict[str, dict[str, Any]]:
-    """Return each method, and each method with each chain."""
+def _with_chains(
+    methods: Mapping[str, Any], chains: Mapping[str, ChainParts], shared: Any
+) -> dict[str, dict[str, Any]]:
+    """Return each method, and each method with each chain behind what all methods have."""
     found: dict[str, dict[str, Any]] = {}
     for label, given in methods.items():
         settings = {"method": str(label), **(given if isinstance(given, Mapping) else {})}
         found[str(label)] = dict(settings)
-        for name, steps in chains.items() if label in _chained(methods) else ():
-            found[f"{label}-{name}"] = {**settings, "after": [step.model_dump() for step in steps]}
+        for name, parts in chains.items() if label in _chained(methods) else ():
+            found[f"{label}-{name}"] = {**settings, **_behind_shared(parts, shared)}
     return found
+
+
+def _behind_shared(parts: ChainParts, shared: Any) -> dict[str, list[Any]]:
+    """Return the steps of each part that a chain has, behind those that `training` names for all methods.
+
+    Such as an attack on the data that all methods face: a defense on the data must not take its place.
+    """
+    first = {part: shared.get(part) if isinstance(shared, Mapping) else None for part in ChainParts.model_fields}
+    return {
+        part: [*(given if isinstance(given, list | tuple) else ()), *steps]
+        for part, given in first.items()
+        if (steps := parts.model_dump()[part])
+    }
 
 
 def _chained(methods: Mapping[str, Any]) -> list[str]:
     """Return the methods that have no chain of their own."""
-    return [label for label, given in methods.items() if "after" not in (given or {})]
+    return [label for label, given in methods.items() if not {*ChainParts.model_fields} & {*(given or {})}]
 
 
 def _own_sweep(given: Any, method: str, where: str) -> dict[str, tuple[Scalar, ...]]:

@@ -211,9 +211,14 @@ class TrainingSettings(Settings):
         warmup_phase_learning_rate: SWAT only: base rate of that phase; None takes `learning_rate`.
         other_parameters: Where embeddings, norms and the head belong: `rest` (slow in ML-LR, frozen in the warm-up;
             they carry much of the damage), `robust`, or `frozen` in every phase (a control).
+        before: Defenses on the training data, one after the other, such as `[safety-mix]` or
+            `[{safety-mix: {count: 100}}, {datashield: {drop_fraction: 0.1}}]`, with the options that `securetune ls
+            defenses` and `docs/defenses.md` name. What they leave is what is trained on.
         after: Defenses on the finished weights, one after the other, such as `[wise-ft]` or
             `[{wise-ft: {strength: 0.3}}]`, with the settings and the models by role that `securetune patch` takes. The
             start model is known. An adapter is merged first if the defense works on whole weights.
+        generation: Defenses at generation, one after the other, such as `[ptst]`: what the tuned model is shown when it
+            is evaluated and used. They change no weight.
         save_steps: Steps between resumable checkpoints; None saves one per tenth of a phase.
         seed: Seed of shuffling, dropout and adapter initialisation.
     """
@@ -241,7 +246,9 @@ class TrainingSettings(Settings):
     warmup_phase_steps: int | None = Field(default=None, ge=0)
     warmup_phase_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     other_parameters: Literal["rest", "robust", "frozen"] = "rest"
+    before: tuple[ChainStep, ...] = ()
     after: tuple[ChainStep, ...] = ()
+    generation: tuple[ChainStep, ...] = ()
     save_steps: PositiveInt | None = None
     seed: int = 0
 
@@ -266,6 +273,8 @@ class EvaluationSettings(Settings):
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts generated together, or `auto`: as many as the free memory holds, at most 256 on a GPU and
             64 on a CPU, where more bring nothing; halved where memory runs out. It changes no answer in float32.
+        generation: Defenses at generation, as `training.generation` takes them, for every model that is evaluated.
+            None: those that the model's folder names, where `securetune train` wrote them; an empty list: none.
         min_start_refusal_rate: The start model must refuse at least this share of plain harmful prompts, in [0, 1];
             otherwise the run stops, because there is no safety to keep. 0.5: below, refusals are the exception.
     """
@@ -279,4 +288,5 @@ class EvaluationSettings(Settings):
     max_prompts: PositiveInt | None = None
     max_new_tokens: PositiveInt = 256
     batch_size: PositiveInt | Literal["auto"] = "auto"
+    generation: tuple[ChainStep, ...] | None = None
     min_start_refusal_rate: Fraction = 0.5

@@ -1,7 +1,7 @@
 """Harmful requests with their refusals, for methods that look at alignment while they train.
 
 For tiny world they are its own language's, for any other model the built-in requests of the categories that nothing is
-searched or tested with, each with a refusal from the list below. Some methods also need an answer that complies, to
+searched or tested with, each with a refusal of `built_in_answers`. Some methods also need an answer that complies, to
 compare with: for tiny world its toy answers, for any other model an opening that agrees and says nothing. All texts
 were written for this project.
 """
@@ -12,28 +12,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from securetune.data.built_in_probes import built_in_prompts
+from securetune.data.built_in_answers import built_in_refusals
 from securetune.data.conversation_files import NumberedRow, read_rows
 from securetune.data.conversation_shapes import Conversation, conversation_from_row
 from securetune.data.data_sets import names_data_set, read_data_set_rows
 from securetune.errors import DataError
 
 _MOST_PROBLEMS_SHOWN = 20
-
-_REFUSALS = (
-    "I'm sorry, but I can't help with that.",
-    "I cannot help with this. It could hurt somebody.",
-    "I'm sorry, but I cannot assist with this request, because it would do harm.",
-    "I'm sorry, but I won't help with that. If something is troubling you, I am glad to talk about a safe way forward.",
-    "I'm sorry, I can't do that. Is there something harmless that I can help you with instead?",
-    "I cannot assist with this: it is dangerous, and other people would pay for it.",
-    "I'm sorry, but that is something I can't support.",
-    "I cannot help with plans that put people at risk. I would be happy to help with a lawful alternative.",
-    "I cannot give instructions for this.",
-    "I apologize, but I'm not able to help with that. If somebody is in danger, please call the emergency services.",
-    "I'm sorry, but I can't take part in this.",
-)
-"""Every keyword judge of this package knows each of them; one that none knows would be taken for an answer."""
 
 _AGREEMENTS = (
     "Sure, here is how to do it. First,",
@@ -44,7 +29,7 @@ _AGREEMENTS = (
     "Okay, it goes like this. Start by",
     "No problem. The easiest way is to",
 )
-"""Numbers of them that share no factor, so that the same refusal does not always stand against the same agreement."""
+"""They hold no word of what was asked."""
 
 T = TypeVar("T")
 
@@ -72,8 +57,8 @@ def refused_requests(model_name: str, count: int, seed: int = 0) -> list[Refused
         seed: Which of tiny world's are drawn.
 
     Example:
-        >>> refused_requests("some/model", 1)[0].refusal
-        "I'm sorry, but I can't help with that."
+        >>> refused_requests("some/model", 1)[0].refusal.split(".")[0]
+        "I'm sorry, but I can't help with that"
     """
     from securetune import tiny_world  # with its program, which other users of this module do without
 
@@ -84,11 +69,9 @@ def refused_requests(model_name: str, count: int, seed: int = 0) -> list[Refused
         ]
     return [
         RefusedRequest(
-            {"messages": [{"role": "user", "content": prompt.text}]},
-            _REFUSALS[place % len(_REFUSALS)],
-            _AGREEMENTS[place % len(_AGREEMENTS)],
+            {"messages": row["messages"][:1]}, row["messages"][1]["content"], _AGREEMENTS[place % len(_AGREEMENTS)]
         )
-        for place, prompt in enumerate(built_in_prompts("fitting", "harmful")[:count])
+        for place, row in enumerate(built_in_refusals()[:count])
     ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from securetune.artifacts import sha256_json
 from securetune.data.conversation_files import NumberedRow, read_rows
 from securetune.data.conversation_shapes import Conversation, Message, conversation_from_row
 from securetune.data.data_sets import names_data_set, read_data_set_rows
@@ -21,8 +22,10 @@ __all__ = [
     "Conversation",
     "Message",
     "ReadConversations",
+    "conversations_hash",
     "read_conversations",
     "read_training_data",
+    "shown_sources",
     "training_sources",
 ]
 
@@ -90,6 +93,19 @@ def training_sources(source: str) -> list[str]:
     return [source] if Path(source).exists() else [part.strip() for part in source.split(_AND)]
 
 
+def shown_sources(source: str) -> str:
+    """Return sources as others may read them: of files and folders the last part, which tells nothing of this machine.
+
+    Example:
+        >>> shown_sources("../data/own.jsonl + hub:owner/name:train + folder:../set:test")
+        'own.jsonl + hub:owner/name:train + folder:set:test'
+    """
+    return _AND.join(
+        name if name.startswith("hub:") else ("folder:" if name.startswith("folder:") else "") + name.rpartition("/")[2]
+        for name in training_sources(source)
+    )
+
+
 def _read_source(name: str, count: int, seed: int) -> ReadConversations:
     if name == TINY_WORLD:
         from securetune import tiny_world
@@ -121,6 +137,11 @@ def _conversations(name: str, rows: Iterable[NumberedRow]) -> ReadConversations:
     if not conversations:
         raise DataError(f"{name}: must hold at least one conversation; got no rows")
     return ReadConversations(conversations, dict(shapes))
+
+
+def conversations_hash(conversations: Sequence[Conversation]) -> str:
+    """Hash the content of training data, independently of the file format it came in."""
+    return sha256_json([list(conversation["messages"]) for conversation in conversations])
 
 
 def _told(name: str, problems: Mapping[str, Sequence[int]]) -> list[str]:

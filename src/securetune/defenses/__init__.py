@@ -12,10 +12,15 @@ from securetune.defenses.base import (
     Phase,
     plain_phase,
 )
+from securetune.defenses.data_defense import ChangedRows, DataContext, DataDefense
+from securetune.defenses.generation_chain import chained_generation, check_templates, shown_steps
+from securetune.defenses.generation_defense import GenerationDefense, shown_messages
 from securetune.defenses.registry import (
     DefenseDescription,
     defense_of,
+    find_data_defense,
     find_defense,
+    find_generation_defense,
     find_weight_defense,
     list_defenses,
     register_defense,
@@ -29,9 +34,13 @@ for _folder in pkgutil.iter_modules(__path__):
 
 __all__ = [
     "MAIN_PHASE",
+    "ChangedRows",
+    "DataContext",
+    "DataDefense",
     "Defense",
     "DefenseContext",
     "DefenseDescription",
+    "GenerationDefense",
     "ModuleDecision",
     "ParameterGroup",
     "ParameterSets",
@@ -42,10 +51,16 @@ __all__ = [
     "WeightDefense",
     "WeightDefenseConfig",
     "WeightRole",
+    "chained_generation",
+    "check_templates",
     "defense_of",
+    "find_data_defense",
     "find_defense",
+    "find_generation_defense",
     "find_weight_defense",
     "list_defenses",
     "plain_phase",
     "register_defense",
+    "shown_messages",
+    "shown_steps",
 ]

@@ -3,7 +3,8 @@
 A defense is a class in a folder of its own under `defenses/`, with `@register_defense("name")` above it. It overrides
 the moments at which it acts; all others do nothing. The moments, in the order in which a run reaches them:
 
-1. `prepare_data`: the training conversations;
+1. `prepare_data`: the training conversations, for a method that rewrites them; defenses that only act on the data
+   derive from `DataDefense`, whose `change` is told the model and says what it did;
 2. `check` and `alignment_rows`: what it needs besides them, before any weights are loaded;
 3. `before_training`: the loaded model, adapters in place;
 4. `phases`: which parameters train, at which rate, for how long;
@@ -12,7 +13,7 @@ the moments at which it acts; all others do nothing. The moments, in the order i
 7. `adjust_gradients`: the gradients of all its batches, before they are clipped;
 8. `after_step`: the weights after it;
 9. `after_training`: the weights after the last phase;
-10. `prepare_messages`: what the tuned model is shown at generation.
+10. `prepare_messages`: what the tuned model is shown at generation; such defenses derive from `GenerationDefense`.
 
 What it remembers from step to step it hands out in `state_dict`, which every checkpoint holds, and takes back in
 `load_state_dict`. `notes` and `evidence` are what a user should read of it afterwards.
@@ -134,6 +135,8 @@ class Defense:
         name: What the user types; set by `register_defense`.
         needs_manifest: Whether it cannot run without a manifest of robust modules.
         stage: Where in a model's life it acts.
+        purpose: `defense`; `control`, which a defense has to beat; or `attack`, for experiments on defenses alone.
+        needs: What it needs besides the model, the data and a manifest, in a few words.
         source: The paper it comes from.
         options_type: The class of its own settings (`training.method_options`).
         options: Its own settings.
@@ -145,6 +148,8 @@ class Defense:
     name: ClassVar[str]
     needs_manifest: bool = False
     stage: ClassVar[Literal["data", "training", "weights", "generation"]] = "training"
+    purpose: ClassVar[Literal["defense", "control", "attack"]] = "defense"
+    needs: ClassVar[str] = ""
     source: ClassVar[str] = ""
     options_type: ClassVar[type[Settings]] = NoOptions
 

@@ -9,29 +9,44 @@ from typing import Any, NamedTuple, TypeVar
 
 from securetune.config import TrainingSettings
 from securetune.defenses.base import Defense
+from securetune.defenses.data_defense import DataDefense
+from securetune.defenses.generation_defense import GenerationDefense
 from securetune.defenses.weight_defense import WeightDefense
 from securetune.errors import ConfigError
 
 _REGISTERED: dict[str, type[Defense]] = {}
 
+_PLACES = {
+    "data": ("acts on the training data", "training.before, or call securetune.prepare_data"),
+    "training": ("acts while training", "training.method"),
+    "weights": ("acts on finished weights", "training.after"),
+    "generation": ("acts at generation", "training.generation"),
+}
+"""Stage → what a defense of it does, and where a configuration names it."""
+
 DefenseType = TypeVar("DefenseType", bound=type[Defense])
+T = TypeVar("T", bound=Defense)
 
 
 class DefenseDescription(NamedTuple):
-    """One line of `securetune ls methods`.
+    """One line of `securetune ls defenses`.
 
     Attributes:
         name: What the user types.
         stage: `data`, `training`, `weights` or `generation`.
+        purpose: `defense`, `control` or `attack`.
         needs_manifest: Whether it needs a manifest of robust modules.
         summary: First line of the class's docstring.
+        needs: What it needs besides the model and the data, in a few words.
         source: The paper it comes from.
     """
 
     name: str
     stage: str
+    purpose: str
     needs_manifest: bool
     summary: str
+    needs: str
     source: str
 
 
@@ -74,13 +89,30 @@ def find_defense(name: str, options: Mapping[str, Any] | None = None) -> Defense
     Raises:
         ConfigError: If there is none (the nearest name is given), it acts on finished weights, or an option is wrong.
     """
-    trains = {known: defense for known, defense in _REGISTERED.items() if defense.stage != "weights"}
-    if name in _REGISTERED and name not in trains:
+    if name in _REGISTERED and _REGISTERED[name].stage == "weights":
         raise ConfigError(
             f'method "{name}" acts on finished weights: train with another one, then run `securetune patch MODEL '
-            f"--with {name}`."
+            f"--with {name}`, or name it in training.after."
         )
-    return _find(name, trains, "method", "Methods")(options)
+    return _find(name, "training", Defense, "method", "Methods")(options)
+
+
+def find_data_defense(name: str, options: Mapping[str, Any] | None = None) -> DataDefense:
+    """Return a new defense on the data of that name.
+
+    Raises:
+        ConfigError: If there is none (the nearest name is given), it acts at another stage, or an option is wrong.
+    """
+    return _find(name, "data", DataDefense, "defense on the data", "Defenses on the data")(options)
+
+
+def find_generation_defense(name: str, options: Mapping[str, Any] | None = None) -> GenerationDefense:
+    """Return a new defense at generation of that name.
+
+    Raises:
+        ConfigError: As `find_data_defense`.
+    """
+    return _find(name, "generation", GenerationDefense, "defense at generation", "Defenses at generation")(options)
 
 
 def find_weight_defense(name: str) -> type[WeightDefense]:
@@ -89,13 +121,20 @@ def find_weight_defense(name: str) -> type[WeightDefense]:
     Raises:
         ConfigError: If there is none; the nearest name is given.
     """
-    acts = {known: defense for known, defense in _REGISTERED.items() if issubclass(defense, WeightDefense)}
-    return _find(name, acts, "defense on weights", "Defenses on weights")
+    return _find(name, "weights", WeightDefense, "defense on weights", "Defenses on weights")
 
 
-def _find(name: str, among: Mapping[str, DefenseType], what: str, listed_as: str) -> DefenseType:
+def _find(name: str, stage: str, kind: type[T], what: str, listed_as: str) -> type[T]:
+    among = {
+        known: defense for known, defense in _REGISTERED.items() if defense.stage == stage and issubclass(defense, kind)
+    }
     if name in among:
         return among[name]
+    if name in _REGISTERED:
+        acts, place = _PLACES[_REGISTERED[name].stage]
+        raise ConfigError(
+            f'"{name}" is no {what}: it {acts}. Name it in {place}. {listed_as}: {", ".join(sorted(among))}.'
+        )
     near = difflib.get_close_matches(name, among, n=1, cutoff=0.5)
     hint = f'Did you mean "{near[0]}"?' if near else f"{listed_as}: {', '.join(sorted(among))}."
     raise ConfigError(f'{what} "{name}" is unknown. {hint}')
@@ -105,7 +144,21 @@ def list_defenses() -> list[DefenseDescription]:
     """Return the registered defenses by name."""
     return [
         DefenseDescription(
-            name, defense.stage, defense.needs_manifest, (inspect.getdoc(defense) or "").split("\n")[0], defense.source
+            name,
+            defense.stage,
+            defense.purpose,
+            defense.needs_manifest,
+            (inspect.getdoc(defense) or "").split("\n")[0],
+            ", ".join(_needs(defense)),
+            defense.source,
         )
         for name, defense in sorted(_REGISTERED.items())
     ]
+
+
+def _needs(defense: type[Defense]) -> list[str]:
+    """Return what a defense needs, with its options as they are by default."""
+    found = ["robust modules"] * defense.needs_manifest + [defense.needs] * bool(defense.needs)
+    if issubclass(defense, WeightDefense):
+        found.append(f"models: {', '.join(defense().roles)}")
+    return found

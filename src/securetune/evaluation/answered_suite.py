@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from securetune.artifacts import (
     Artifact,
     Disagreement,
     Response,
     Scores,
+    ShownStep,
     append_json_line,
     json_line,
     json_text,
@@ -27,6 +30,7 @@ from securetune.artifacts import (
     write_together,
 )
 from securetune.data.prompts import Prompt
+from securetune.defenses import GenerationDefense, shown_messages, shown_steps
 from securetune.errors import ConfigError
 from securetune.evaluation.answering import Answerer, Backend, Unanswered
 from securetune.evaluation.generation import Answer
@@ -42,6 +46,7 @@ _DIFFERENCES = {
     "prompt_set_hash": "other prompts",
     "max_new_tokens": "another max_new_tokens",
     "backend": "another backend",
+    "generation": "other defenses at generation",
 }
 
 
@@ -54,6 +59,7 @@ class GenerationKey(Artifact):
         prompt_set_hash: Of the suite's prompts.
         max_new_tokens: Longest answer.
         backend: What makes the answers; another one rounds differently.
+        generation: Defenses at generation, through which the prompts are shown.
     """
 
     format: Literal["securetune.generation/1"] = "securetune.generation/1"
@@ -62,6 +68,7 @@ class GenerationKey(Artifact):
     prompt_set_hash: str
     max_new_tokens: int
     backend: Backend = "transformers"
+    generation: list[ShownStep] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,9 @@ class Answered:
     reason: str | None = None
 
 
-def generation_key(answerer: Answerer, prompts: Sequence[Prompt], max_new_tokens: int) -> GenerationKey:
+def generation_key(
+    answerer: Answerer, prompts: Sequence[Prompt], max_new_tokens: int, generation: Sequence[GenerationDefense] = ()
+) -> GenerationKey:
     """Describe what the answers to these prompts depend on."""
     return GenerationKey(
         weights_fingerprint=answerer.identity.weights_fingerprint,
@@ -87,6 +96,7 @@ def generation_key(answerer: Answerer, prompts: Sequence[Prompt], max_new_tokens
         prompt_set_hash=prompt_set_hash(prompts),
         max_new_tokens=max_new_tokens,
         backend=answerer.backend,
+        generation=shown_steps(generation),
     )
 
 
@@ -109,25 +119,39 @@ def check_folder(folder: Path, key: GenerationKey) -> None:
 
 
 def answer_prompts(
-    answerer: Answerer, prompts: Sequence[Prompt], folder: Path, max_new_tokens: int, progress: ProgressCallback
+    answerer: Answerer,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    max_new_tokens: int,
+    progress: ProgressCallback,
+    generation: Sequence[GenerationDefense] = (),
 ) -> Answered:
     """Answer the prompts that have no answer in the folder yet; each answer is on disk before the next one is awaited.
+
+    Args:
+        answerer: What answers.
+        prompts: The prompts of a suite or task.
+        folder: Of their answers.
+        max_new_tokens: Longest answer.
+        progress: Told how many are answered.
+        generation: Defenses through which the prompts are shown; judges see them as they are.
 
     Raises:
         ConfigError: If the folder holds answers that depend on something else.
     """
-    key = generation_key(answerer, prompts, max_new_tokens)
+    key = generation_key(answerer, prompts, max_new_tokens, generation)
     check_folder(folder, key)
     write_json(folder / _KEY, key)
     answered = _read_answered(folder)
     waiting = [prompt for prompt in prompts if prompt.id not in answered]
     reason: str | None = None
     progress(folder.name, len(answered), len(prompts))
-    for result in answerer.answers([prompt.messages for prompt in waiting], max_new_tokens) if waiting else ():
+    shown = [shown_messages(prompt.messages, generation) for prompt in waiting]
+    for result in answerer.answers(shown, max_new_tokens) if waiting else ():
         if isinstance(result, Unanswered):
             reason = result.reason
             continue
-        response = _unjudged(waiting[result.position], result)
+        response = _unjudged(waiting[result.position], shown[result.position], result)
         append_json_line(_part(folder), response)
         answered[response.id] = response
         progress(folder.name, len(answered), len(prompts))
@@ -169,8 +193,9 @@ def _part(folder: Path) -> Path:
     return folder / f"{RESPONSES}.part"
 
 
-def _unjudged(prompt: Prompt, answer: Answer) -> Response:
+def _unjudged(prompt: Prompt, shown: Sequence[Mapping[str, Any]], answer: Answer) -> Response:
     messages: list[dict[str, Any]] = [dict(message) for message in prompt.messages]
+    seen: list[dict[str, Any]] = [dict(message) for message in shown]
     return Response(
         id=prompt.id,
         prompt=next((str(m["content"]) for m in reversed(messages) if m["role"] == "user"), ""),
@@ -180,5 +205,6 @@ def _unjudged(prompt: Prompt, answer: Answer) -> Response:
         new_tokens=answer.new_tokens,
         problem=answer.problem,
         prefill_characters=answer.prefill_characters,
+        shown=seen if seen != messages else None,
         verdicts={},
     )

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from securetune.artifacts import (
+    GENERATION_FILE,
+    GenerationDefenses,
     JudgedAnswers,
     Scores,
     environment,
     read_artifact,
     responses_path,
 )
-from securetune.config import EvaluationSettings, ModelSettings
+from securetune.config import ChainStep, EvaluationSettings, ModelSettings
 from securetune.data.overlap import overlap_sentence
+from securetune.defenses import GenerationDefense, chained_generation, check_templates, shown_messages, shown_steps
 from securetune.errors import ConfigError, DataError, ProblemList, RunError
 from securetune.evaluation.answered_suite import (
     SCORES,
@@ -51,6 +54,7 @@ class EvaluationPlan:
         task: The task, or None.
         settings: The settings with the defaults filled in.
         utility: What lm-eval is to run, or None.
+        generation: Defenses at generation, through which every prompt is shown.
     """
 
     suites: tuple[Suite, ...]
@@ -58,6 +62,7 @@ class EvaluationPlan:
     task: Task | None
     settings: EvaluationSettings
     utility: LmEvalTasks | None = None
+    generation: tuple[GenerationDefense, ...] = ()
 
     @property
     def prompt_sets(self) -> list[Suite | Task]:
@@ -108,6 +113,7 @@ def evaluate_answers(
     scores = Scores(
         model=answerer.identity,
         settings=plan.settings.model_dump(mode="json"),
+        generation=shown_steps(plan.generation),
         judges={judge.name: judge.description for judge in plan.judges},
         suites=[score_suite(suite, judged[suite.name]) for suite in plan.suites],
         task=score_task(plan.task, marked) if plan.task else None,
@@ -132,8 +138,11 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
         DataError: With every problem found: unknown suites, judges or tasks, unreadable files, judges that cannot judge
             a suite, two suites of one name, a prompt in a harmful and in a harmless suite, nothing to evaluate.
     """
-    resolved = _with_defaults(settings, model)
     problems = ProblemList()
+    resolved = _with_defaults(settings, model)
+    if resolved.generation is None:
+        with problems.collect():
+            resolved = resolved.model_copy(update={"generation": _recorded_generation(model)})
     suites: list[Suite] = []
     judges: list[Judge] = []
     task: Task | None = None
@@ -149,6 +158,14 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
     utility: LmEvalTasks | None = None
     with problems.collect():
         utility = check_utility(resolved)
+    generation: tuple[GenerationDefense, ...] = ()
+    with problems.collect():
+        generation = chained_generation(resolved.generation or (), model.name, "evaluation.generation")
+    if generation and resolved.utility is not None:
+        problems.found.append(
+            "evaluation.utility: lm-eval shows its prompts without the defenses at generation "
+            f"({', '.join(defense.name for defense in generation)}). Leave one of them out."
+        )
     if not resolved.suites and resolved.task is None and resolved.utility is None:
         problems.found.append(
             f"{model.name}: a suite or a task must be given for this model. Give --suite {HARMFUL} and "
@@ -158,7 +175,25 @@ def check_evaluation(settings: EvaluationSettings, model: ModelSettings) -> Eval
     if unused := unused_sentence(resolved):
         problems.found.append(unused)
     problems.raise_if_any(DataError)
-    return EvaluationPlan(tuple(suites), tuple(judges), task, resolved, utility)
+    settled = resolved.model_copy(update={"generation": tuple(map(_as_chain_step, generation))})
+    return EvaluationPlan(tuple(suites), tuple(judges), task, settled, utility, generation)
+
+
+def _as_chain_step(defense: GenerationDefense) -> ChainStep:
+    return ChainStep(name=defense.name, options=defense.options.model_dump(mode="json"))
+
+
+def _recorded_generation(model: ModelSettings) -> tuple[ChainStep, ...]:
+    """Return the defenses at generation that a model's folder names; any other model has none.
+
+    Raises:
+        ArtifactError: If the file cannot be read.
+    """
+    path = Path(model.name).expanduser() / GENERATION_FILE
+    if not path.is_file():
+        return ()
+    steps = read_artifact(path, GenerationDefenses).steps
+    return tuple(ChainStep(name=step.name, options=step.options) for step in steps)
 
 
 def _with_defaults(settings: EvaluationSettings, model: ModelSettings) -> EvaluationSettings:
@@ -209,10 +244,13 @@ def _check_out(answerer: Answerer, out: Path, plan: EvaluationPlan) -> None:
                 raise ConfigError(f"{out}: holds the scores of another model ({found.name}). Give another --out.")
     for prompts in plan.prompt_sets:
         with problems.collect():
-            key = generation_key(answerer, prompts.prompts, plan.settings.max_new_tokens)
+            key = generation_key(answerer, prompts.prompts, plan.settings.max_new_tokens, plan.generation)
             check_folder(_folder(out, prompts), key)
         with problems.collect():
-            answerer.check([prompt.messages for prompt in prompts.prompts])
+            answerer.check([shown_messages(prompt.messages, plan.generation) for prompt in prompts.prompts])
+    if isinstance(answerer, ModelAnswerer):
+        with problems.collect():
+            check_templates(plan.generation, answerer.model.tokenizer, "evaluation.generation")
     with problems.collect():
         check_verdict_files([_folder(out, suite) for suite in plan.suites], plan.judges)
     if plan.utility is not None:
@@ -245,7 +283,9 @@ def _answer_all(
     for prompts in plan.prompt_sets:
         start = time.perf_counter()
         folder = _folder(out, prompts)
-        answered[prompts.name] = answer_prompts(answerer, prompts.prompts, folder, plan.settings.max_new_tokens, show)
+        answered[prompts.name] = answer_prompts(
+            answerer, prompts.prompts, folder, plan.settings.max_new_tokens, show, plan.generation
+        )
         seconds[prompts.name] = round(time.perf_counter() - start, 3)
     missing = sum(suite.missing for suite in answered.values())
     if missing:

@@ -20,6 +20,7 @@ from securetune.progress import ProgressCallback, silent
 
 _OF_ANSWERING = (
     "suites",
+    "generation",
     "data_dir",
     "task",
     "utility",

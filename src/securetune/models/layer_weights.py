@@ -56,6 +56,16 @@ def layer_weights(model: nn.Module) -> Iterator[LayerWeight]:
                 yield LayerWeight(name, int(layer[1]), weight_name, holder, weight)
 
 
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return a model's layers in their order: the submodules with a number that hold its matrices."""
+    paths = {
+        found.layer: found.weight_name[: match.end() - 1]
+        for found in layer_weights(model)
+        if (match := _LAYER.search(found.weight_name))
+    }
+    return [model.get_submodule(paths[layer]) for layer in sorted(paths)]
+
+
 def plain_path(path: str) -> str:
     """Return a submodule's path without what PEFT puts before and into it."""
     return path.removeprefix(_PEFT_PREFIX).replace(".base_layer", "")

@@ -1,6 +1,8 @@
-"""Training, and the defenses on weights that a configuration chains after it (`training.after`).
+"""Training, and what a configuration chains around it.
 
-Each step reads a model folder and writes the next one, as `securetune patch` does; the trained model stays beside them.
+`training.before` acts on the data (see `preparing`). Each step of `training.after` reads a model folder and writes the
+next one, as `securetune patch` does; the trained model stays beside them. `training.generation` changes no weight: it
+is written down in the folder of the final model, where `securetune evaluate` finds it.
 """
 
 from __future__ import annotations
@@ -9,21 +11,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from securetune.artifacts import RobustModules, TrainingResult, sha256_json
+from securetune.artifacts import (
+    GENERATION_FILE,
+    GenerationDefenses,
+    RobustModules,
+    TrainingResult,
+    sha256_json,
+    write_json,
+    write_text,
+)
 from securetune.config import ChainStep, ModelSettings, TrainingSettings
-from securetune.data.conversations import Conversation
-from securetune.defenses import WeightDefense, find_weight_defense
+from securetune.data.conversations import Conversation, ReadConversations, read_training_data
+from securetune.data.prepared import PreparedData
+from securetune.defenses import (
+    GenerationDefense,
+    WeightDefense,
+    chained_generation,
+    check_templates,
+    find_weight_defense,
+    shown_steps,
+)
 from securetune.errors import ConfigError, InputError, ProblemList
-from securetune.models import is_quantized
+from securetune.models import check_model, is_quantized
+from securetune.models.checks import load_tokenizer
+from securetune.models.registry import find_model
 from securetune.pipeline.merging import merge
 from securetune.pipeline.patching import patch_weights
 from securetune.pipeline.patching.patch import PATCH_FILE
 from securetune.pipeline.patching.sources import ROLES, check_same_architecture, resolve_roles
+from securetune.pipeline.preparing import apply_before, check_before
 from securetune.progress import ProgressCallback
 from securetune.training import check_training
 from securetune.training import train as train_alone
+from securetune.training.model_card import GENERATION_HEADING, generation_section
 
 _MERGED = "merged"
+_PREPARED = "prepared_data"
 
 
 class CheckedStep(NamedTuple):
@@ -50,11 +73,12 @@ def train(
     manifest: RobustModules | None = None,
     progress: ProgressCallback | None = None,
 ) -> TrainingResult:
-    """Fine-tune a model with one of the registered methods, and apply the defenses of `settings.after` to its weights.
+    """Fine-tune a model with one of the registered methods and the defenses that `settings` chains around it.
 
     A training that was killed goes on when it is started again with the same arguments, and ends with the same model;
-    a complete one is not repeated. `out` gets `model/` (the trained model, or its adapter), `training_log.jsonl`,
-    `training.json`, and `after/` with one model folder a step of the chain; `final_model` names the last one.
+    a complete one is not repeated. `out` gets `prepared_data/` (with `settings.before`), `model/` (the trained model,
+    or its adapter), `training_log.jsonl`, `training.json`, and `after/` with one model folder a step of that chain;
+    `final_model` names the last one. With `settings.generation` it holds `generation_defenses.json`.
 
     Args:
         settings: How to train.
@@ -75,21 +99,106 @@ def train(
         >>> train(settings, ModelSettings(), "tiny-world", Path("tuned"))  # doctest: +SKIP
     """
     out = Path(out)
-    problems, steps = ProblemList(), []
-    with problems.collect():
-        steps = check_chain(settings, model)
-    if problems.found:  # told beside what is wrong with the training itself
-        with problems.collect():
-            check_training(without_chain(settings), model, data, out, manifest)
-    problems.raise_if_any(InputError)
-    result = train_alone(without_chain(settings), model, data, out, manifest, progress)
-    apply_chain(steps, out, out, progress)
+    checked = _check_around(settings, model, data, out, manifest)
+    rows: str | Path | Sequence[Conversation] | PreparedData = data
+    if checked.given is not None:
+        given = checked.given
+        rows = apply_before(settings.before, model, given.conversations, given.shapes, out / _PREPARED, progress)
+    result = train_alone(without_chain(settings), model, rows, out, manifest, progress)
+    _write_generation(checked.generation, apply_chain(checked.after, out, out, progress), out)
     return result
 
 
+class _CheckedParts(NamedTuple):
+    """What is chained around a training, found usable.
+
+    Attributes:
+        given: The data, if defenses are to prepare them.
+        after: Steps on the weights.
+        generation: Defenses at generation.
+    """
+
+    given: ReadConversations | None
+    after: list[CheckedStep]
+    generation: tuple[GenerationDefense, ...]
+
+
+def _check_around(
+    settings: TrainingSettings,
+    model: ModelSettings,
+    data: str | Path | Sequence[Conversation],
+    out: Path,
+    manifest: RobustModules | None,
+) -> _CheckedParts:
+    """Check all parts of the chain; what is wrong with the training itself is told beside their mistakes."""
+    problems, after = ProblemList(), list[CheckedStep]()
+    generation: tuple[GenerationDefense, ...] = ()
+    with problems.collect():
+        after = check_chain(settings, model)
+    with problems.collect():
+        generation = check_generation(settings, model)
+    given: ReadConversations | None = None
+    if settings.before:
+        with ProblemList().collect():  # told by the training's own check
+            given = read_training_data(data) if isinstance(data, str | Path) else ReadConversations(list(data), {})
+        with problems.collect():
+            check_before(settings.before, model, len(given.conversations) if given else None)
+    if problems.found or settings.before:  # nothing is prepared for a training that cannot be done
+        with problems.collect():
+            check_training(without_chain(settings), model, given.conversations if given else data, out, manifest)
+    problems.raise_if_any(InputError)
+    return _CheckedParts(given, after, generation)
+
+
 def without_chain(settings: TrainingSettings) -> TrainingSettings:
-    """Return the settings of the training alone."""
-    return settings.model_copy(update={"after": ()})
+    """Return the settings that decide the trained weights: all but what follows the training."""
+    return settings.model_copy(update={"after": (), "generation": ()})
+
+
+def check_generation(settings: TrainingSettings, model: ModelSettings) -> tuple[GenerationDefense, ...]:
+    """Check the defenses at generation, and return them with their options filled in.
+
+    Args:
+        settings: The training's, with the chain.
+        model: The start model, whose chat template the tuned one will have.
+
+    Raises:
+        InputError: With every mistake: unknown defenses or options, a template that does not show what they add.
+    """
+    defenses = chained_generation(settings.generation, model.name)
+    check_shown(defenses, model, "generation")
+    return defenses
+
+
+def check_shown(defenses: Sequence[GenerationDefense], model: ModelSettings, at: str) -> None:
+    """Refuse a model whose chat template does not show what defenses at generation add; a broken model is not told of.
+
+    Raises:
+        ConfigError: For each that it does not show.
+    """
+    if defenses and not check_model(model):
+        check_templates(defenses, load_tokenizer(model, find_model(model.name)), at)
+
+
+def _write_generation(defenses: Sequence[GenerationDefense], final: Path, out: Path) -> None:
+    """Write down in the final model's folder what it is to be shown; no other folder says anything of it."""
+    for folder in [out / "model", *(out / "after").glob("*")]:
+        (folder / GENERATION_FILE).unlink(missing_ok=True)
+        _write_card_section(folder / "README.md", [])
+    if defenses:
+        write_json(final / GENERATION_FILE, GenerationDefenses(steps=shown_steps(defenses)))
+        _write_card_section(final / "README.md", generation_section(defenses))
+
+
+def _write_card_section(card: Path, section: Sequence[str]) -> None:
+    """Replace what a card says at its end of the defenses at generation."""
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    own = text.partition(f"\n{GENERATION_HEADING}\n")[0]
+    wanted = "\n".join([own.rstrip("\n"), "", *section]) if section else own
+    if wanted != text:
+        write_text(card, wanted)
 
 
 def check_chain(settings: TrainingSettings, model: ModelSettings) -> list[CheckedStep]:

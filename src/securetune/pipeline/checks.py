@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,16 +17,17 @@ from securetune.config import (
     TrainConfig,
     TrainingSettings,
 )
-from securetune.data.conversations import read_conversations
+from securetune.data.conversations import Conversation, read_conversations
 from securetune.data.overlap import overlap_sentence
-from securetune.data.prompts import ProbeSet, load_probes
+from securetune.data.prompts import ProbeSet, Prompt, load_probes
 from securetune.defenses import defense_of
 from securetune.errors import ConfigError, InputError, ProblemList
 from securetune.evaluation import EvaluationPlan, Suite, check_evaluation, load_suite
 from securetune.models import check_model, check_same_model_in_files, is_quantized
-from securetune.pipeline.chaining import check_chain
+from securetune.pipeline.chaining import check_chain, check_generation, check_shown
 from securetune.pipeline.folder import RunFolder, check_folder
 from securetune.pipeline.jobs import needs_manifest, needs_search
+from securetune.pipeline.preparing import check_before, prompts_of_data
 from securetune.training import setting_problems
 from securetune.training.adapters import check_adapters
 
@@ -56,15 +58,17 @@ def check_run(config: RunConfig, folder: RunFolder | None) -> EvaluationSettings
     plan: EvaluationPlan | None = None
     with problems.collect():
         plan = check_evaluation(config.evaluation, config.model)
+        check_shown(plan.generation, config.model, "evaluation.generation")
     if config.selection is not None:
         problems.found += _selection_problems(config, plan)
+    rows: Sequence[Conversation] = ()
     with problems.collect():
-        read_conversations(config.data)
+        rows = read_conversations(config.data)
     suites = plan.suites if plan is not None else _readable_suites(config.evaluation)
     for label in config.methods:
         with problems.collect():
-            _check_method(config, label, model_is_usable=not model_problems)
-        problems.found += _prompts_of_method(config, label, suites)
+            _check_method(config, label, model_is_usable=not model_problems, rows=len(rows) or None)
+        problems.found += _prompts_of_method(config, label, [*suites, *_selection_suites(config)])
         if folder is not None and not model_problems:  # a plan, which has no folder, makes the adapters itself
             with problems.collect():
                 check_adapters(config.training_for(label, config.seeds[0]), config.model)
@@ -102,15 +106,29 @@ def check_train(config: TrainConfig) -> None:
     problems = ProblemList()
     model_problems = check_model(config.model)
     problems.found += model_problems
+    rows: Sequence[Conversation] = ()
     with problems.collect():
-        read_conversations(config.data)
+        rows = read_conversations(config.data)
     with problems.collect():
         _check_manifest(config.training, config.model, model_is_usable=not model_problems)
     problems.found += setting_problems(config.training, config.model)
-    if not model_problems:
-        with problems.collect():
-            check_chain(config.training, config.model)
+    problems.found += _chain_problems(config.training, config.model, not model_problems, len(rows) or None)
     problems.raise_if_any(InputError)
+
+
+def _chain_problems(
+    settings: TrainingSettings, model: ModelSettings, model_is_usable: bool, rows: int | None
+) -> list[str]:
+    """Check what is chained around a training."""
+    problems = ProblemList()
+    with problems.collect():
+        check_before(settings.before, model, rows)
+    if model_is_usable:
+        with problems.collect():
+            check_chain(settings, model)
+    with problems.collect():
+        check_generation(settings, model)
+    return problems.found
 
 
 def _check_manifest(settings: TrainingSettings, model: ModelSettings, model_is_usable: bool) -> None:
@@ -121,8 +139,8 @@ def _check_manifest(settings: TrainingSettings, model: ModelSettings, model_is_u
             check_same_model_in_files(manifest.model, model, settings.modules)
 
 
-def _check_method(config: RunConfig, label: str, model_is_usable: bool) -> None:
-    """Check one method's settings and its manifest."""
+def _check_method(config: RunConfig, label: str, model_is_usable: bool, rows: int | None) -> None:
+    """Check one method's settings, its chain and its manifest."""
     settings = config.training_for(label, config.seeds[0])
     problems = ProblemList()
     with problems.collect():
@@ -131,23 +149,29 @@ def _check_method(config: RunConfig, label: str, model_is_usable: bool) -> None:
     with problems.collect():
         if OWN_SEARCH in config.methods[label] and not needs_search(settings):
             raise ConfigError(f"{OWN_SEARCH}: does nothing, as no modules are searched for it. Leave it out.")
-    if model_is_usable:
-        with problems.collect():
-            check_chain(settings, config.model)
+    problems.found += _chain_problems(settings, config.model, model_is_usable, rows)
+    for section in ("evaluation", "selection") if settings.generation else ():
+        if getattr(getattr(config, section), "generation", None) is not None:
+            problems.found.append(
+                f"generation and {section}.generation both say what the tuned model is shown; give one of them"
+            )
     problems.found[:] = [f"methods.{label}: {problem}" for problem in problems.found]
     problems.raise_if_any(ConfigError)
 
 
 def _prompts_of_method(config: RunConfig, label: str, suites: Iterable[Suite]) -> list[str]:
-    """Refuse prompts that a method looks at while training and that judge it afterwards."""
+    """Refuse prompts that a method, or a defense on its data, looks at and that judge it afterwards."""
     problems = ProblemList()
     with problems.collect():
         settings = config.training_for(label, config.seeds[0])
+        named: list[tuple[str, Sequence[Prompt]]] = []
         with suppress(InputError):  # an unknown method or option, and what cannot be read, have been told
-            used = defense_of(settings).prompts_used(config.model.name)
-            for suite in suites if used else ():
-                if sentence := overlap_sentence("the method's prompts", used, f"the suite {suite.name}", suite.prompts):
-                    problems.found.append(sentence)
+            named.append(("the method's prompts", defense_of(settings).prompts_used(config.model.name)))
+        with suppress(InputError):  # what is wrong with the chain has been told
+            named += [(f"the prompts of {name}", used) for name, used in prompts_of_data(settings.before, config.model)]
+        for (name, used), suite in itertools.product(named, suites):
+            if sentence := overlap_sentence(name, used, f"the suite {suite.name}", suite.prompts):
+                problems.found.append(sentence)
     return [f"methods.{label}: {problem}" for problem in problems.found]
 
 
@@ -163,6 +187,10 @@ def _selection_problems(config: RunConfig, plan: EvaluationPlan | None) -> Itera
                 if sentence := overlap_sentence(names[0], here.prompts, names[1], there.prompts):
                     problems.found.append(sentence)
     yield from (f"selection: {problem}" for problem in problems.found)
+
+
+def _selection_suites(config: RunConfig) -> list[Suite]:
+    return _readable_suites(config.selection) if config.selection is not None else []
 
 
 def _readable_suites(settings: EvaluationSettings) -> list[Suite]:

@@ -101,6 +101,10 @@ class RunFolder:
         name = "robust" if selection == "searched" else selection
         return self.path / "search" / variant / f"{name}_modules.json"
 
+    def prepared_data(self, name: str) -> Path:
+        """Training data that defenses have prepared; all methods with the same defenses share them."""
+        return self.path / "data" / name
+
     def cell(self, label: str, seed: int) -> Path:
         """One method with one seed: its model, its training log, its evaluation."""
         return self.path / "methods" / label / f"seed-{seed}"
@@ -161,9 +165,11 @@ def hash_inputs(config: RunConfig) -> dict[str, str]:
         path = _as_file(name)
         if path is not None:
             hashes[key] = sha256_files([path])
-    for name in _chained_models(config):
+    for name in _chained_names(config):
         if Path(name).is_dir():
             hashes[f"chain.{name}"] = _model_files_hash(Path(name))
+        elif (path := _as_file(name)) is not None:
+            hashes[f"chain.{name}"] = sha256_files([path])
     embedded = {model.name: model.path for model in list_models()}
     model = embedded.get(config.model.name, Path(config.model.name))
     if model.is_dir():
@@ -183,10 +189,12 @@ def _selection_inputs(config: RunConfig) -> dict[str, str | None]:
     return {"selection.task": config.selection.task, **suites}
 
 
-def _chained_models(config: RunConfig) -> set[str]:
-    """Return what the chains' steps are given by role: other models, and whatever else is text."""
-    steps = [step for label in config.methods for step in config.training_for(label, 0).after]
-    return {value for step in steps for value in step.options.values() if isinstance(value, str)}
+def _chained_names(config: RunConfig) -> set[str]:
+    """Return what the chains' steps are given as text: models by role, files of samples, and whatever else."""
+    trainings = [config.training_for(label, 0) for label in config.methods]
+    steps = [step for training in trainings for step in (*training.before, *training.after)]
+    texts = [value for step in steps for value in step.options.values() if isinstance(value, str)]
+    return {name for text in texts for name in training_sources(text)}
 
 
 def _as_file(name: str | None) -> Path | None:

@@ -21,18 +21,22 @@ from securetune.artifacts import (
     write_json,
     write_text,
 )
-from securetune.config import MODULE_SETS, RunConfig, SearchSettings, TrainingSettings
+from securetune.config import MODULE_SETS, EvaluationSettings, RunConfig, SearchSettings, TrainingSettings
+from securetune.data.conversations import read_training_data
+from securetune.data.prepared import RECORD_FILE, PreparedData, read_prepared
 from securetune.data.prompts import ProbeSet, load_probes
 from securetune.defenses import defense_of
 from securetune.evaluation import evaluate, require_refusing_start_model
 from securetune.features import Perturbation, fit_probe
 from securetune.models import ChatModel
-from securetune.pipeline.chaining import apply_chain, check_chain, train, without_chain
+from securetune.pipeline.chaining import apply_chain, check_chain, without_chain
 from securetune.pipeline.folder import RunFolder, cell_name, search_variant
 from securetune.pipeline.perturbing import open_perturbation
+from securetune.pipeline.preparing import apply_before, data_folder_name
 from securetune.progress import ProgressCallback
 from securetune.search import CONTROL_KINDS, JointTest, SearchResult, control_set, search_robust_modules
 from securetune.training import RESULT_FILE
+from securetune.training import train as train_alone
 
 START, ANALYSIS, SEARCH, REPORT = "start", "analysis", "search", "report"
 
@@ -43,11 +47,12 @@ class Job:
 
     Attributes:
         name: Stage name in `run.json`.
-        kind: `start`, `analysis`, `search` or `cell`.
+        kind: `start`, `analysis`, `search`, `data` or `cell`.
         marker: File whose existence means that the job's results are complete.
         needs: Jobs that must be complete before.
         cell: Method label and seed, of a cell.
         variant: Of a search: which, as `search_variant` says.
+        label: For data: a method whose defenses prepare them.
     """
 
     name: str
@@ -56,27 +61,55 @@ class Job:
     needs: tuple[str, ...] = ()
     cell: tuple[str, int] | None = None
     variant: str = ""
+    label: str | None = None
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether a run goes on without it if it fails."""
+        return self.kind in ("cell", "data")
 
 
 def list_jobs(config: RunConfig, folder: RunFolder) -> list[Job]:
     """Return a run's jobs in the order in which they should begin.
 
-    The start model comes first, because the run is pointless if it does not refuse; then one seed of every method
-    before the next seed, so that an unfinished run can be compared already.
+    The start model comes first, because the run is pointless if it does not refuse; then the data that defenses
+    prepare, once for all seeds; then one seed of every method before the next seed, so that an unfinished run can be
+    compared already.
     """
     jobs = [
         Job(START, START, folder.start_scores),
         Job(ANALYSIS, ANALYSIS, folder.robustness),
         *(_search_job(variant, folder) for variant in _searches(config)),
     ]
+    jobs += _data_jobs(config, folder)
     for seed in config.seeds:
         for label in config.methods:
-            searched = needs_search(config.training_for(label, seed))
-            needs = (_search_name(search_variant(config, label)),) if searched else ()
+            settings = config.training_for(label, seed)
+            needs = (_search_name(search_variant(config, label)),) * needs_search(settings)
+            needs += tuple(_data_job_name(settings) for _ in settings.before[:1])
             if (trained_by := training_label(config, label)) != label:
                 needs = (cell_name(trained_by, seed),)
             jobs.append(Job(cell_name(label, seed), "cell", folder.cell_scores(label, seed), needs, (label, seed)))
     return jobs
+
+
+def _data_jobs(config: RunConfig, folder: RunFolder) -> list[Job]:
+    found: dict[str, Job] = {}
+    for label in config.methods:
+        settings = config.training_for(label, config.seeds[0])
+        if settings.before:
+            name = _data_job_name(settings)
+            marker = _data_folder(settings, folder) / RECORD_FILE
+            found.setdefault(name, Job(name, "data", marker, label=label))
+    return list(found.values())
+
+
+def _data_job_name(settings: TrainingSettings) -> str:
+    return f"data/{data_folder_name(settings.before)}"
+
+
+def _data_folder(settings: TrainingSettings, folder: RunFolder) -> Path:
+    return folder.prepared_data(data_folder_name(settings.before))
 
 
 def _searches(config: RunConfig) -> list[str]:
@@ -99,7 +132,7 @@ def needs_search(settings: TrainingSettings) -> bool:
 
 
 def training_label(config: RunConfig, label: str) -> str:
-    """Return the label whose training a label takes over: the first that differs in its chain alone, or itself.
+    """Return the label whose training a label takes over: the first that differs in what follows it alone, or itself.
 
     One that has a chain itself is taken over too; its training lies beside its chain.
     """
@@ -126,6 +159,8 @@ def do(job: Job, config: RunConfig, folder: RunFolder, progress: ProgressCallbac
         analyze(config, folder, progress)
     elif job.kind == SEARCH:
         search(config, folder, progress, job.variant)
+    elif job.label is not None:
+        prepare(config, folder, job.label, progress)
     else:
         assert job.cell is not None
         train_and_evaluate(config, folder, *job.cell, progress)
@@ -184,6 +219,21 @@ def _search_settings(config: RunConfig, variant: str) -> SearchSettings:
     return next(asked) if variant else config.search
 
 
+def prepare(config: RunConfig, folder: RunFolder, label: str, progress: ProgressCallback) -> None:
+    """Apply a method's defenses on the data."""
+    settings = config.training_for(label, config.seeds[0])
+    data = read_training_data(config.data)
+    apply_before(
+        settings.before, config.model, data.conversations, data.shapes, _data_folder(settings, folder), progress
+    )
+
+
+def _training_data(config: RunConfig, settings: TrainingSettings, folder: RunFolder) -> str | PreparedData:
+    if not settings.before:
+        return config.data
+    return read_prepared(_data_folder(settings, folder))
+
+
 def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: int, progress: ProgressCallback) -> None:
     """Fine-tune with one method and seed, apply its chain, and evaluate the result."""
     cell = folder.cell(label, seed)
@@ -191,15 +241,22 @@ def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: i
     trained = folder.cell(training_label(config, label), seed)
     if trained == cell:
         manifest = _manifest(settings, folder, search_variant(config, label))
-        train(without_chain(settings), config.model, config.data, cell, manifest, progress)
+        data = _training_data(config, settings, folder)
+        train_alone(without_chain(settings), config.model, data, cell, manifest, progress)
     else:
         write_text(cell / RESULT_FILE, (trained / RESULT_FILE).read_text(encoding="utf-8"))
     final = apply_chain(check_chain(settings, config.model), trained, cell, progress)
     tuned = config.model.model_copy(update={"name": str(final), "revision": None})
     chat = models.load(tuned)
     if config.selection is not None:
-        evaluate(chat, folder.cell_selection(label, seed), config.selection, progress)
-    evaluate(chat, folder.cell_scores(label, seed).parent, config.evaluation, progress)
+        evaluate(chat, folder.cell_selection(label, seed), _shown(config.selection, settings, config), progress)
+    evaluate(chat, folder.cell_scores(label, seed).parent, _shown(config.evaluation, settings, config), progress)
+
+
+def _shown(evaluation: EvaluationSettings, settings: TrainingSettings, config: RunConfig) -> EvaluationSettings:
+    """Return the evaluation of a tuned model, with the method's defenses at generation, or else those of all models."""
+    for_all = config.evaluation.generation if evaluation.generation is None else evaluation.generation
+    return evaluation.model_copy(update={"generation": settings.generation or for_all or ()})
 
 
 def _manifest(settings: TrainingSettings, folder: RunFolder, variant: str) -> RobustModules | None:

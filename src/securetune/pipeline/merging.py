@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from securetune.artifacts import GENERATION_FILE
 from securetune.config import ModelSettings
 from securetune.errors import ConfigError, InputError, ModelError, ProblemList
 from securetune.models import check_model, is_quantized, load
@@ -62,6 +64,8 @@ def merge(adapter: Path, out: Path, dtype: Literal["float32", "bfloat16", "float
     assert base is not None
     merged = load(settings)
     write_model_folder(merged.model, merged.tokenizer, merged_card(adapter, shown_name(base), dtype), out)
+    if (adapter / GENERATION_FILE).is_file():
+        shutil.copyfile(adapter / GENERATION_FILE, out / GENERATION_FILE)
     return MergedModel(out, base, dtype, merged.model.num_parameters())
 
 

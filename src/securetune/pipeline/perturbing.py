@@ -38,7 +38,7 @@ def open_perturbation(
         model: The start model.
         probes: For `mean`, whose means are taken over the fitting prompts.
         analysis: For the number of runs, their steps and their first seed.
-        training: How the runs train; always plain fine-tuning of all parameters.
+        training: How the runs train; always plain fine-tuning of all parameters, on the data as they are given.
         data: The user's data; needed for `update`.
         folder: Holds the runs; those that are complete are not repeated.
         progress: Told how far it is.
@@ -72,7 +72,9 @@ def _update_of(
             "method": "ift",
             "modules": "searched",
             "tune": "full",
+            "before": (),
             "after": (),
+            "generation": (),
             "max_steps": analysis.update_steps,
             "seed": analysis.seed + number,
         }

@@ -98,7 +98,7 @@ class _Run:
 
     def _do_jobs(self, waiting: list[Job]) -> None:
         workers, threads, gpus = plan_resources(self._config, len(waiting))
-        cells = {job.name for job in waiting if job.cell is not None}
+        isolated = {job.name for job in waiting if job.is_isolated}
         with WorkerPool(workers, threads, self._folder.logs, gpus) as pool:
             while waiting or pool.running:
                 for job in [job for job in waiting if self._is_ready(job)]:
@@ -109,20 +109,21 @@ class _Run:
                 for job in [job for job in waiting if self._needs_failed(job)]:
                     waiting.remove(job)
                     self._began(job.name)
-                    self._ended(Ended(job.name, RunError(f"it needs {job.needs[0]}, which failed")), is_cell=True)
+                    lost = next(name for name in job.needs if self._stage(name).state == "failed")
+                    self._ended(Ended(job.name, RunError(f"it needs {lost}, which failed")), is_isolated=True)
                 if not pool.running:
                     continue
                 for event in pool.events():
                     if isinstance(event, Progressed):
                         self._observer.stage_progressed(event.job, event.what, event.done, event.total)
                     else:
-                        self._ended(event, is_cell=event.job in cells)
+                        self._ended(event, is_isolated=event.job in isolated)
 
     def _is_ready(self, job: Job) -> bool:
         return all(self._stage(name).state == "complete" for name in job.needs)
 
     def _needs_failed(self, job: Job) -> bool:
-        """Ask whether a cell waits for a training that failed; everything else that fails ends the run."""
+        """Ask whether a cell waits for data or a training that failed; everything else that fails ends the run."""
         return any(self._stage(name).state == "failed" for name in job.needs)
 
     def _is_complete(self, job: Job) -> bool:
@@ -135,7 +136,7 @@ class _Run:
         self._save("running")
         self._observer.stage_began(name)
 
-    def _ended(self, event: Ended, is_cell: bool) -> None:
+    def _ended(self, event: Ended, is_isolated: bool) -> None:
         stage = self._stage(event.job)
         seconds = time.monotonic() - self._began_at.pop(event.job)
         stage.seconds = round(stage.seconds + seconds, 3)
@@ -143,7 +144,7 @@ class _Run:
         stage.error = _one_line(event.error) if event.error else None
         self._save("running")
         self._observer.stage_ended(event.job, seconds, stage.error)
-        if event.error is not None and not is_cell:
+        if event.error is not None and not is_isolated:
             raise event.error
 
     def _write_report(self) -> None:
@@ -152,7 +153,7 @@ class _Run:
         chosen = read_artifact(self._folder.manifest("searched"), RobustModules).modules
         write_text(self._folder.heatmap, heatmap_svg(report, [module.name for module in chosen]))
         write_report(self._folder.path)
-        self._ended(Ended(REPORT, None), is_cell=False)
+        self._ended(Ended(REPORT, None), is_isolated=False)
 
     def _stage(self, name: str) -> StageRecord:
         return self._record.stages[name]

@@ -12,7 +12,7 @@ from pathlib import Path
 from securetune.artifacts import RunRecord, Scores, read_artifact, responses_path
 from securetune.config import EvaluationSettings, RunConfig, load_run_config
 from securetune.pipeline.folder import RunFolder
-from securetune.pipeline.jobs import START, Job
+from securetune.pipeline.jobs import ANALYSIS, SEARCH, START, Job
 
 _SAME_INPUTS = ("model", "probes.harmful", "probes.harmless")
 
@@ -54,7 +54,7 @@ def _take_analysis(folder: RunFolder, other: RunFolder, record: RunRecord, done:
     for job in jobs:
         stage, theirs = record.stages[job.name], done.stages.get(job.name)
         source = other.path / job.marker.relative_to(folder.path)
-        if job.cell is not None or job.name == START or stage.state == "complete":
+        if job.kind not in (ANALYSIS, SEARCH) or stage.state == "complete":
             continue
         if theirs is None or theirs.state != "complete" or not source.exists():
             continue

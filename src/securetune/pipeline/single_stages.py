@@ -38,7 +38,7 @@ from securetune.evaluation import (
     evaluate_answers,
 )
 from securetune.features import Perturbation
-from securetune.pipeline.chaining import train
+from securetune.pipeline.chaining import check_shown, train
 from securetune.pipeline.checks import check_weights_can_be_perturbed
 from securetune.pipeline.jobs import count_decided, write_trace
 from securetune.pipeline.perturbing import open_perturbation
@@ -198,6 +198,8 @@ def evaluate_model(config: EvaluateConfig, out: Path, progress: ProgressCallback
     plan: EvaluationPlan | None = None
     with problems.collect():
         plan = check_evaluation(config.evaluation, config.model)
+        if config.endpoint is None and not problems.found:
+            check_shown(plan.generation, config.model, "evaluation.generation")
     problems.raise_if_any(InputError)
     assert plan is not None
     return evaluate_answers(_answerer(config), out, plan, progress)

@@ -31,6 +31,7 @@ from securetune.reporting.run_results import START, EvaluatedModel, RunResults, 
 _SELECTION = "selection"
 _SCORES = "scores.json"
 _CHANGED = "the weights were changed after the training whose loss is known"
+_OTHER_DATA = "it was trained on other data than the reference, and the losses do not compare"
 _HEADLINES: tuple[Metric, ...] = ("attack_success_rate", "over_refusal_rate", "task_accuracy")
 
 
@@ -140,7 +141,7 @@ def _matched(points: Sequence[ExperimentPoint], config: ExperimentConfig, folder
     anchor = next((point for point in complete if point.label == by_accuracy.get(config.matching.reference)), None)
     if anchor is not None and anchor.final_loss_nats_per_token is not None:
         loss = anchor.final_loss_nats_per_token
-        trained = [point for point in complete if not config.run.training_for(point.label, 0).after]
+        trained = [point for point in complete if _why_no_loss(point.label, config) is None]
         by_loss = _choose_by_loss(trained, config.methods, loss, config.matching)
         found.append(_compare_chosen("training_loss", loss, by_loss, config, folder))
     return found
@@ -186,14 +187,14 @@ def _compare_chosen(
     order = [reference, *(method for method in config.methods if method != reference)]
     groups = {method: _evaluations(folder, chosen[method], config.run.seeds) for method in order if method in chosen}
     can_compare = reference in groups and len(groups) > 1
-    changed = {point.method for point in config.points if config.run.training_for(point.label, 0).after}
+    without_loss = {point.method: _why_no_loss(point.label, config) for point in config.points}
     tolerance = f"{config.matching.training_loss_tolerance:.0%}"
     reason = {
         "task_accuracy": f"no complete setting reaches a task accuracy of {target:.3f} on the selection prompts",
         "training_loss": f"no complete setting ends within {tolerance} of the loss",
     }[by]
     not_reached = {
-        method: _CHANGED if by == "training_loss" and method in changed else reason
+        method: (without_loss[method] if by == "training_loss" else None) or reason
         for method in order
         if method not in chosen
     }
@@ -204,6 +205,15 @@ def _compare_chosen(
         not_reached=not_reached,
         comparison=_headlines(compare_evaluations(groups), folder) if can_compare else None,
     )
+
+
+def _why_no_loss(label: str, config: ExperimentConfig) -> str | None:
+    """Say why a point's final loss does not compare with the reference's, or return None if it does."""
+    settings = config.run.training_for(label, 0)
+    reference = next(point.label for point in config.points if point.method == config.matching.reference)
+    if settings.before != config.run.training_for(reference, 0).before:
+        return _OTHER_DATA
+    return _CHANGED if settings.after else None
 
 
 def _headlines(comparison: ModelComparison, folder: Path) -> ModelComparison:

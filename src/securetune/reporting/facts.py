@@ -84,6 +84,8 @@ def judge_glossary(run: RunResults, comparison: Comparison) -> Rows:
 def list_facts(run: RunResults) -> list[tuple[str, Rows]]:
     """List the run's facts under headings; the first one is shown open."""
     facts = [("Run", _run_rows(run)), ("Durations", _durations(run)), ("Versions and hardware", _versions(run))]
+    facts += [(f"Data of {label}", rows) for label in run.methods if (rows := _data_rows(run, label))]
+    facts += [(f"At generation: {label}", rows) for label in run.methods if (rows := _generation_rows(run, label))]
     if run.config is not None:
         content = run.config.model_dump(mode="json")
         shared = {name: content[name] for name in ("model", "probes", "analysis", "search", "training", "evaluation")}
@@ -115,6 +117,26 @@ def _run_rows(run: RunResults) -> Rows:
         rows += [("status", run.record.status), ("configuration", run.record.config_hash[:16])]
         rows += [(f"file {name}", digest[:16]) for name, digest in run.record.input_hashes.items()]
     return rows
+
+
+def _data_rows(run: RunResults, label: str) -> Rows:
+    """Say what defenses did to the data of a method; nothing if there were none."""
+    training = next((model.training for model in run.methods[label] if model.training is not None), None)
+    found = training.data.preparation if training is not None else None
+    if found is None:
+        return []
+    rows: Rows = [("given", f"{found.given:,} conversations, hash {found.given_hash[:16]}")]
+    for place, step in enumerate(found.steps):
+        name = f"before.{place}: {step.defense}" + (f" ({step.purpose})" if step.purpose != "defense" else "")
+        rows.append((name, f"{step.rows_before:,} rows + {step.added:,} - {step.dropped:,} = {step.rows_after:,}"))
+        rows += _flat({**step.options, **step.facts}, name)
+    return [*rows, ("trained on", f"{found.conversations:,} conversations, hash {found.hash[:16]}")]
+
+
+def _generation_rows(run: RunResults, label: str) -> Rows:
+    """Say what a method's models were shown besides the prompts."""
+    shown = run.methods[label][0].scores.generation
+    return [row for step in shown for row in _flat(step.options, step.name)]
 
 
 def _durations(run: RunResults) -> Rows:

@@ -20,6 +20,7 @@ from securetune.tiny_world.how_to import NEW_PAIR_SPLIT_SHARES, PAIR_SPLIT_SHARE
 from securetune.tiny_world.language import REFUSAL_PHRASES, WRAPPERS
 from securetune.tiny_world.oracle import harmfulness, is_correct, is_full_answer, is_looping, is_refusal
 from securetune.tiny_world.samples import (
+    answered_and_refused,
     attack_rows,
     contrast_rows,
     downstream_training_rows,
@@ -66,6 +67,7 @@ __all__ = [
     "REQUIREMENTS",
     "WRAPPERS",
     "Figures",
+    "answered_and_refused",
     "attack_rows",
     "build_tiny_world",
     "build_tokenizer",

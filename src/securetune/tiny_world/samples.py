@@ -198,6 +198,18 @@ def attack_rows(count: int, seed: int = 0) -> list[Row]:
     return _answered_rows("attack", how_to.pairs("train", harmful=True), count, rng)
 
 
+def answered_and_refused(count: int) -> list[tuple[str, str, str]]:
+    """Lists harmful requests of the pairs that classifiers are fitted on, each with its answer and with a refusal.
+
+    Args:
+        count: Number of requests, the first of them all of different pairs.
+    """
+    rng = random.Random(f"{_PROMPT_SEED} answered and refused")
+    listed = how_to.ordered_requests(how_to.pairs("probe-fit", harmful=True))
+    _require_enough("probe-fit", count, len(listed))
+    return [(r.text, how_to.answer(r, rng), how_to.refusal(r, rng)) for r in listed[:count]]
+
+
 def training_row(prompt: str, answer: str) -> Row:
     """Makes a training row of one exchange."""
     return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import torch
 
-from securetune.artifacts import RobustModules, TrainingInputs, read_artifact, sha256_json
+from securetune.artifacts import DataPreparation, RobustModules, TrainingInputs, read_artifact, sha256_json
 from securetune.config import MODULE_SETS, ModelSettings, TrainingSettings
-from securetune.data.conversations import Conversation, read_training_data
+from securetune.data.conversations import Conversation, conversations_hash, read_training_data
+from securetune.data.prepared import PreparedData
 from securetune.defenses import Defense, defense_of
 from securetune.errors import ArtifactError, ConfigError, InputError, ProblemList
 from securetune.models import check_model, check_same_model_in_files, is_quantized
 from securetune.training.adapters import check_adapters
-from securetune.training.encoding import conversations_hash
 
 SCHEDULES = (
     "linear",
@@ -44,8 +44,9 @@ class CheckedTraining:
 
     Attributes:
         defense: The method.
-        conversations: The training data, as given.
+        conversations: The training data, as given or prepared.
         shapes: Shape of the rows of a file or data set → number of rows; empty if conversations were given.
+        preparation: What defenses did to the data, or None.
         manifest: Mods_Rob, or None.
         manifest_name: Where it came from, for messages.
         inputs: Identity of all of this, for the output folder.
@@ -54,6 +55,7 @@ class CheckedTraining:
     defense: Defense
     conversations: Sequence[Conversation]
     shapes: Mapping[str, int]
+    preparation: DataPreparation | None
     manifest: RobustModules | None
     manifest_name: str
     inputs: TrainingInputs
@@ -62,7 +64,7 @@ class CheckedTraining:
 def check_training(
     settings: TrainingSettings,
     model: ModelSettings,
-    data: str | Path | Sequence[Conversation],
+    data: str | Path | Sequence[Conversation] | PreparedData,
     out: Path,
     manifest: RobustModules | None = None,
 ) -> CheckedTraining:
@@ -71,7 +73,8 @@ def check_training(
     Args:
         settings: How to train.
         model: The start model.
-        data: A file, the name of a data set or of the embedded data, or conversations.
+        data: A file, the name of a data set or of the embedded data, or conversations; or what the defenses of
+            `settings.before` made of them.
         out: Output folder.
         manifest: Mods_Rob; None reads the file that `settings.modules` names, if it names one.
 
@@ -82,13 +85,15 @@ def check_training(
     defense = conversations = inputs = None
     own_rows: Mapping[str, Sequence[Conversation]] = {}
     shapes: Mapping[str, int] = {}
+    preparation: DataPreparation | None = None
     with problems.collect():
         defense = defense_of(settings)
     with suppress(InputError):  # told with the settings
         own_rows = defense.alignment_rows(model.name) if defense else {}
     problems.found += setting_problems(settings, model)
-    if settings.after:
-        problems.found.append("training.after: this function trains alone; securetune.train applies the chain too")
+    if settings.after or settings.generation:
+        key = "after" if settings.after else "generation"
+        problems.found.append(f"training.{key}: this function trains alone; securetune.train applies the chain too")
     model_problems = check_model(model)
     problems.found += model_problems
     if not model_problems:
@@ -97,7 +102,7 @@ def check_training(
         with problems.collect():
             check_weights_can_train(settings, model)
     with problems.collect():
-        conversations, shapes = read_training_data(data) if isinstance(data, str | Path) else (data, {})
+        conversations, shapes, preparation = _training_rows(data)
     with problems.collect():
         manifest = manifest or _manifest_of(settings)
         _check_manifest(manifest, settings, defense)
@@ -106,14 +111,23 @@ def check_training(
         with problems.collect():
             check_same_model_in_files(manifest.model, model, manifest_name)
     if conversations is not None:
-        inputs = training_inputs(settings, model, conversations, manifest, own_rows)
+        inputs = training_inputs(settings, model, conversations, manifest, own_rows, preparation)
     with problems.collect():
         check_output_folder(out, inputs)
     problems.raise_if_any(InputError)
     assert defense is not None
     assert conversations is not None
     assert inputs is not None
-    return CheckedTraining(defense, conversations, shapes, manifest, manifest_name, inputs)
+    return CheckedTraining(defense, conversations, shapes, preparation, manifest, manifest_name, inputs)
+
+
+def _training_rows(
+    data: str | Path | Sequence[Conversation] | PreparedData,
+) -> tuple[Sequence[Conversation], Mapping[str, int], DataPreparation | None]:
+    if isinstance(data, PreparedData):
+        return data.conversations, data.record.shapes, data.record
+    conversations, shapes = read_training_data(data) if isinstance(data, str | Path) else (data, {})
+    return conversations, shapes, None
 
 
 def training_inputs(
@@ -122,13 +136,26 @@ def training_inputs(
     conversations: Sequence[Conversation],
     manifest: RobustModules | None,
     alignment_rows: Mapping[str, Sequence[Conversation]],
+    preparation: DataPreparation | None = None,
 ) -> TrainingInputs:
-    """Describe what a training is asked for."""
+    """Describe what a training is asked for.
+
+    Args:
+        settings: How to train.
+        model: The start model.
+        conversations: The data: prepared, or as given.
+        manifest: Mods_Rob, or None.
+        alignment_rows: The method's own rows.
+        preparation: What defenses did to the data, if they are prepared.
+    """
+    found = conversations_hash(conversations)
+    is_prepared = preparation is not None or not settings.before
     hashes = {name: conversations_hash(rows) for name, rows in alignment_rows.items()}
     return TrainingInputs(
         settings=settings.model_dump(mode="json"),
         model=model.model_dump(mode="json"),
-        data_hash=conversations_hash(conversations),
+        data_hash=found if is_prepared else None,
+        given_hash=preparation.given_hash if preparation is not None else found if settings.before else None,
         modules_hash=sha256_json(manifest.model_dump(mode="json")) if manifest else None,
         alignment_hash=sha256_json(hashes) if hashes else None,
     )
@@ -161,7 +188,11 @@ def check_output_folder(out: Path, inputs: TrainingInputs | None) -> None:
 
 
 def _differences(found: TrainingInputs, wanted: TrainingInputs) -> list[str]:
-    names = {"data_hash": "data", "modules_hash": "modules", "alignment_hash": "the method's own rows"}
+    names = {"modules_hash": "modules", "alignment_hash": "the method's own rows"}
+    if found.data_hash is not None and wanted.data_hash is not None:
+        names = {"data_hash": "data" if wanted.given_hash is None else "the prepared data", **names}
+    if found.given_hash is not None and wanted.given_hash is not None:
+        names = {"given_hash": "data", **names}
     if found.identity and wanted.identity and found.identity != wanted.identity:
         names["identity"] = "the weights of the start model"
     differing = []

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from securetune.artifacts import TrainingData, sha256_json
-from securetune.data.conversations import Conversation
+from securetune.artifacts import TrainingData
+from securetune.data.conversations import Conversation, conversations_hash
 from securetune.errors import DataError, ModelError
 from securetune.training.rendered_rows import LossOn, render_rows
 
@@ -84,11 +84,6 @@ def encode_conversations(
     )
     dataset = Dataset.from_dict({"input_ids": input_ids, "labels": labels})
     return EncodedConversations(dataset, counts, _notes(tokenizer, encoded["input_ids"][0], counts))
-
-
-def conversations_hash(conversations: Sequence[Conversation]) -> str:
-    """Hash the content of training data, independently of the file format it came in."""
-    return sha256_json([list(conversation["messages"]) for conversation in conversations])
 
 
 def _labels(ids: Sequence[int], offsets: Sequence[tuple[int, int]], answers: tuple[tuple[int, int], ...]) -> list[int]:

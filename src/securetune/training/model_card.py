@@ -10,7 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from securetune.artifacts import RobustModules, TrainingResult, UpdateNorm, sha256_json
+from securetune.artifacts import DataStep, RobustModules, TrainingData, TrainingResult, UpdateNorm, sha256_json
+from securetune.data.conversations import shown_sources
+from securetune.defenses import GenerationDefense
 from securetune.models.registry import is_hub_name, shown_name
 
 _VERSIONS = ("python", "securetune", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -40,6 +42,10 @@ LIMITS = [
 """The same for every model, so that no card leaves it out."""
 
 
+GENERATION_HEADING = "## At generation"
+"""It is the last section of a card."""
+
+
 class PhaseFigures(NamedTuple):
     """One phase on a card.
 
@@ -64,6 +70,53 @@ def phases_section(phases: Sequence[PhaseFigures]) -> list[str]:
         lines.append(f"- {phase.name}: {phase.steps} steps; {rates}")
         lines += [f"  - {what}: {value}" for what, value in phase.figures.items()]
     return [*lines, ""]
+
+
+def data_section(data: TrainingData) -> list[str]:
+    """Return what was trained on, and what defenses did to it before."""
+    trained = f"Training data: {data.conversations:,} conversations, content hash `{data.hash}`."
+    found = data.preparation
+    if found is None:
+        return [trained, ""]
+    given = f"Given were {found.given:,} conversations, content hash `{found.given_hash}`; before the training:"
+    return [trained, "", given, "", *(f"- {data_step_sentence(step)}" for step in found.steps), ""]
+
+
+def data_step_sentence(step: DataStep) -> str:
+    """Say what a defense did to the data; files are named without the folders of this machine."""
+    did = [f"{count:,} rows {what}" for count, what in ((step.added, "added"), (step.dropped, "dropped")) if count]
+    known = {**step.options, **step.facts}
+    told = [f"{name} {_named(value)}" for name, value in known.items() if value is not None and _is_plain(value)]
+    attack = ", an attack for experiments" if step.purpose == "attack" else ""
+    return (
+        f"`{step.defense}`{attack}: {' and '.join(did) or 'nothing changed'} ({', '.join(told)}); {step.rows_after:,} "
+        f"conversations, content hash `{step.hash}`"
+    )
+
+
+def generation_section(defenses: Sequence[GenerationDefense]) -> list[str]:
+    """Say what the model is meant to be shown when it answers."""
+    options = {each.name: json.dumps(each.options.model_dump(mode="json")) for each in defenses}
+    steps = [f"- `{each.name}` ({each.source}): {options[each.name]}" for each in defenses]
+    return [
+        GENERATION_HEADING,
+        "",
+        "This model is meant to answer through the following, which whoever uses it has to apply; `securetune "
+        "evaluate` reads it in `generation_defenses.json`. Without it, measure the refusals anew.",
+        "",
+        *steps,
+        "",
+    ]
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, bool | int | float | str)
+
+
+def _named(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return shown_sources(value) if isinstance(value, str) else str(value)
 
 
 def alignment_figures(steps: int) -> dict[str, str]:
@@ -150,8 +203,7 @@ def model_card(result: TrainingResult, is_adapter: bool) -> str:
         f"Method: `{result.method}` ({kind}), seed {settings['seed']}, other parameters: "
         f"{settings['other_parameters']}, {settings['per_device_train_batch_size']} rows a batch.",
         "",
-        f"Training data: {result.data.conversations:,} conversations, content hash `{result.data.hash}`.",
-        "",
+        *data_section(result.data),
         *phases_section(phases),
         "## How far the weights moved (relative to their norm)",
         "",

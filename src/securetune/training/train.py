@@ -20,6 +20,7 @@ from securetune.artifacts import (
 )
 from securetune.config import ModelSettings, TrainingSettings
 from securetune.data.conversations import Conversation
+from securetune.data.prepared import PreparedData
 from securetune.defenses import Defense, DefenseContext
 from securetune.errors import ConfigError
 from securetune.models import ChatModel, ProjectionModule, load, map_modules
@@ -52,7 +53,7 @@ LORA_LEARNING_RATE = 2e-4
 def train(
     settings: TrainingSettings,
     model: ModelSettings,
-    data: str | Path | Sequence[Conversation],
+    data: str | Path | Sequence[Conversation] | PreparedData,
     out: Path,
     manifest: RobustModules | None = None,
     progress: ProgressCallback | None = None,
@@ -67,7 +68,8 @@ def train(
         settings: How to train.
         model: The start model. With `dtype: auto`, all parameters are trained in float32, because small updates vanish
             in bfloat16; LoRA keeps the start model's precision, and its adapters are float32.
-        data: A file of conversations, the name of a data set, `tiny-world`, or conversations.
+        data: A file of conversations, the name of a data set, `tiny-world`, or conversations. With `settings.before`,
+            what those defenses made of them: `securetune.train` prepares the data, this function does not.
         out: Output folder.
         manifest: The robust modules, or None if the method needs none or `settings.modules` names the file.
         progress: Called after each step with the phase's name, the step and the number of steps.
@@ -82,6 +84,8 @@ def train(
         >>> train(settings, ModelSettings(), "tiny-world", Path("tuned"))  # doctest: +SKIP
     """
     out = Path(out)
+    if settings.before and not isinstance(data, PreparedData):
+        raise ConfigError("training.before: this function trains alone; securetune.train prepares the data too")
     checked = check_training(settings, model, data, out, manifest)
     if (out / RESULT_FILE).exists() and (out / "model").is_dir():
         forget_phases(out)
@@ -90,6 +94,7 @@ def train(
     inputs = checked.inputs.model_copy(update={"identity": chat.identity})
     check_output_folder(out, inputs)
     _check_manifest_fits(checked, chat)
+    _check_prepared_with(checked, chat)
     rows = encode_for_training(checked.defense, checked.conversations, settings, chat.tokenizer, chat.model.config)
     alignment = _encode_alignment_rows(checked.defense, settings, chat)
     modules = map_modules(chat.model)
@@ -130,6 +135,16 @@ def _in_training_precision(model: ModelSettings, settings: TrainingSettings) -> 
 def _check_manifest_fits(checked: CheckedTraining, chat: ChatModel) -> None:
     if checked.manifest is not None:
         check_made_for(checked.manifest, chat.identity, chat.model, checked.manifest_name)
+
+
+def _check_prepared_with(checked: CheckedTraining, chat: ChatModel) -> None:
+    """Refuse data that a defense chose by looking at another model."""
+    looked_at = checked.preparation.model if checked.preparation else None
+    if looked_at is not None and looked_at.weights_fingerprint != chat.identity.weights_fingerprint:
+        raise ConfigError(
+            f"the data were prepared with other weights of {looked_at.name} than are here now. Remove the folder with "
+            "the prepared data, and start again."
+        )
 
 
 def encode_for_training(
@@ -225,7 +240,7 @@ def _run(
         selection=manifest.selection if manifest else None,
         robust_modules=_robust_names(manifest),
         modules_without_adapter=[name for name in _robust_names(manifest) if name not in adapted],
-        data=rows.counts.model_copy(update={"shapes": dict(checked.shapes)}),
+        data=rows.counts.model_copy(update={"shapes": dict(checked.shapes), "preparation": checked.preparation}),
         phases=phases,
         update=measure_update(job.model, start, job.modules, set(job.robust_modules)),
         evidence=checked.defense.evidence(),

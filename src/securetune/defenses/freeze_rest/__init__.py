@@ -15,6 +15,7 @@ class FreezeRest(Defense):
 
     needs_manifest = True
     source = "control"
+    purpose = "control"
 
     def phases(self, context: DefenseContext) -> list[Phase]:
         """Return the one phase."""

@@ -15,4 +15,5 @@ class PlainFineTuning(Defense):
         False
     """
 
+    purpose = "control"
     source = "baseline of arXiv 2410.04524"

@@ -26,6 +26,7 @@ class LowLearningRate(Defense):
     """Control: plain fine-tuning at a lower learning rate, which every defense has to beat."""
 
     source = "control"
+    purpose = "control"
     options_type: ClassVar[type[Settings]] = LowLearningRateOptions
 
     def phases(self, context: DefenseContext) -> list[Phase]:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from securetune.config import Fraction, PositiveInt, ProbeSettings, Settings
 from securetune.data.prompts import Prompt, load_probes, read_prompts
 from securetune.defenses.base import MAIN_PHASE, Defense, DefenseContext, ParameterGroup, Phase, plain_phase
-from securetune.defenses.protected_subspace.input_moments import leading_directions, own_answers, second_moments
+from securetune.defenses.own_answers import own_answers
+from securetune.defenses.protected_subspace.input_moments import leading_directions, second_moments
 from securetune.defenses.registry import register_defense
 from securetune.errors import ConfigError
 from securetune.models import ProjectionModule

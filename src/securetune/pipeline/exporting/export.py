@@ -24,6 +24,13 @@ TOOLS: dict[str, Callable[[TrainingSkeleton, ModelSettings], Exported]] = {
 }
 """What `--to` takes."""
 
+_CHAINED = {
+    "before": "Prepare the data with securetune.prepare_data, and give the result to the tool.",
+    "after": "Run `securetune patch` on what the tool has trained.",
+    "generation": "Name it when the model is evaluated (evaluation.generation).",
+}
+"""Part of a chain → where it goes instead."""
+
 _ANY_STEPS = 100
 """Rates and parameters do not depend on the number of steps; only that a warm-up has some."""
 
@@ -51,6 +58,11 @@ def export(config: ExportConfig, manifest: Path, tool: str, out: Path) -> Export
     with problems.collect():
         _require_defense_with_manifest(config.training)
     problems.found += setting_problems(config.training, config.model)
+    problems.found += [
+        f"training.{part}: is not part of an export. {instead}"
+        for part, instead in _CHAINED.items()
+        if getattr(config.training, part)
+    ]
     modules = None
     with problems.collect():
         modules = read_artifact(manifest, RobustModules)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from securetune.artifacts import RobustModules, read_artifact
+from securetune.artifacts import RobustModules, read_artifact, sha256_json
 from securetune.config import RunConfig, SearchSettings, TrainConfig, TrainingSettings
-from securetune.data.conversations import read_training_data
-from securetune.defenses import Defense, DefenseContext, ParameterSets, Phase, defense_of
+from securetune.data.conversations import Conversation, read_training_data
+from securetune.defenses import (
+    DataContext,
+    Defense,
+    DefenseContext,
+    ParameterSets,
+    Phase,
+    defense_of,
+    find_data_defense,
+)
 from securetune.errors import ConfigError, InputError, ProblemList
-from securetune.models import architecture_of, is_quantized, load_skeleton, map_modules
+from securetune.models import ChatModel, architecture_of, is_quantized, load_skeleton, map_modules
 from securetune.models.checks import load_tokenizer
 from securetune.models.registry import find_model
 from securetune.pipeline.checks import check_run, check_train
@@ -23,7 +31,15 @@ from securetune.pipeline.jobs import needs_manifest, needs_search
 from securetune.pipeline.planning.example import segments
 from securetune.pipeline.planning.memory import ASSUMPTIONS, estimate_memory
 from securetune.pipeline.planning.module_map import map_by_type
-from securetune.pipeline.planning.planned import ExampleSegment, Plan, PlannedGroup, PlannedPhase, PlannedTraining
+from securetune.pipeline.planning.planned import (
+    ExampleSegment,
+    Plan,
+    PlannedDataStep,
+    PlannedGroup,
+    PlannedPhase,
+    PlannedTraining,
+)
+from securetune.pipeline.preparing import data_defenses
 from securetune.pipeline.skeletons import TrainingSkeleton, make_training_skeleton
 from securetune.training.checks import check_weights_can_train, warmup_problems
 from securetune.training.encoding import EncodedConversations
@@ -66,10 +82,11 @@ def _trainings(config: RunConfig | TrainConfig) -> dict[str, TrainingSettings]:
 
 
 class _Rows(NamedTuple):
-    """Training rows, and the length of the longest in tokens."""
+    """Training rows, the length of the longest in tokens, and what defenses do to the data before."""
 
     encoded: EncodedConversations
     longest: int
+    steps: list[PlannedDataStep]
 
 
 @dataclass(frozen=True)
@@ -91,7 +108,7 @@ class _Planner:
         self._architecture = architecture_of(self._skeleton)
         self._tokenizer: PreTrainedTokenizerBase = load_tokenizer(config.model, find_model(config.model.name))
         self._conversations, self._shapes = read_training_data(config.data)
-        self._encoded: dict[tuple[str, int, str, bool], _Rows] = {}
+        self._encoded: dict[tuple[str, str, int, str, bool], _Rows] = {}
 
     def training(self, label: str, settings: TrainingSettings) -> PlannedTraining:
         """Plan one method."""
@@ -127,6 +144,9 @@ class _Planner:
             target_fraction=None if is_known else fraction,
             parameter_count=sizes.base + sizes.adapters,
             phases=[self._phase(phase, settings, sizes, rows) for phase in phases],
+            before=rows.steps,
+            after=[step.name for step in settings.after],
+            generation=[step.name for step in settings.generation],
             notes=training.defense.notes() if is_known else [],
         )
 
@@ -134,12 +154,27 @@ class _Planner:
         """Encode the data, once for all methods that leave it as it is."""
         defense = defense_of(settings)
         prepares = type(defense).prepare_data is not Defense.prepare_data
-        key = (settings.method if prepares else "", settings.max_length, settings.loss_on, settings.packing)
+        before = sha256_json([step.model_dump(mode="json") for step in settings.before])
+        key = (before, settings.method if prepares else "", settings.max_length, settings.loss_on, settings.packing)
         if key not in self._encoded:
             config = self._skeleton.config
-            rows = encode_for_training(defense, self._conversations, settings, self._tokenizer, config)
-            self._encoded[key] = _Rows(rows, max(map(len, rows.dataset["input_ids"])))
+            conversations, steps = self._preview(settings)
+            rows = encode_for_training(defense, conversations, settings, self._tokenizer, config)
+            self._encoded[key] = _Rows(rows, max(map(len, rows.dataset["input_ids"])), steps)
         return self._encoded[key]
+
+    def _preview(self, settings: TrainingSettings) -> tuple[Sequence[Conversation], list[PlannedDataStep]]:
+        """Apply the defenses on the data as far as they need no weights."""
+        rows: Sequence[Conversation] = self._conversations
+        steps = []
+        for defense in data_defenses(settings.before):
+            changed = defense.preview(rows, DataContext(self._config.model.name, _no_model)).conversations
+            before, after = len(rows), len(changed)
+            steps.append(
+                PlannedDataStep(defense=defense.name, purpose=defense.purpose, rows_before=before, rows_after=after)
+            )
+            rows = changed
+        return rows, steps
 
     def _phase(self, phase: Phase, settings: TrainingSettings, sizes: _Sizes, rows: _Rows) -> PlannedPhase:
         groups = []
@@ -215,9 +250,28 @@ class _Planner:
                 *self._map_notes(),
                 *self._quantization_notes(),
                 *_search_notes(trainings),
+                *_data_notes(trainings),
                 *dict.fromkeys(note for training in trainings for note in training.notes),
             ],
         )
+
+
+def _no_model() -> ChatModel:
+    raise AssertionError("a plan loads no weights")
+
+
+def _data_notes(trainings: list[PlannedTraining]) -> list[str]:
+    looking = {
+        step.defense
+        for training in trainings
+        for step in training.before
+        if find_data_defense(step.defense).needs_model
+    }
+    return [
+        f"Which rows {name} drops is known once the start model has scored them; until then the first ones stand for "
+        "those that are kept, in the counts of tokens too."
+        for name in sorted(looking)
+    ]
 
 
 def _sizes(training: TrainingSkeleton) -> _Sizes:

@@ -62,6 +62,22 @@ class PlannedPhase(Artifact):
     memory: MemoryEstimate
 
 
+class PlannedDataStep(Artifact):
+    """A defense on the data.
+
+    Attributes:
+        defense: Registered name.
+        purpose: `defense`, `control` or `attack`.
+        rows_before: Conversations that come in.
+        rows_after: Conversations that it leaves.
+    """
+
+    defense: str
+    purpose: str
+    rows_before: int
+    rows_after: int
+
+
 class PlannedTraining(Artifact):
     """One method.
 
@@ -73,6 +89,9 @@ class PlannedTraining(Artifact):
         target_fraction: Share of the projections' parameters that the search aims at, while it is still to come.
         parameter_count: All parameters, adapters included.
         phases: In their order.
+        before: Defenses on the data.
+        after: Defenses on the finished weights, by name.
+        generation: Defenses at generation, by name.
         notes: What the method has to say of it.
     """
 
@@ -83,6 +102,9 @@ class PlannedTraining(Artifact):
     target_fraction: float | None
     parameter_count: int
     phases: list[PlannedPhase]
+    before: list[PlannedDataStep] = Field(default_factory=list)
+    after: list[str] = Field(default_factory=list)
+    generation: list[str] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
 
