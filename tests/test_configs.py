@@ -67,7 +67,7 @@ def test_the_demo_recipe_is_in_the_package():
 
 def test_the_experiments_are_valid():
     """Each opens with its command, and everything that it names is there: models, suites, chains, methods."""
-    assert [path.stem for path in EXPERIMENTS] == ["tiny_world_chains", "tiny_world_data", "tiny_world_defenses"]
+    assert [path.stem for path in EXPERIMENTS] == ["tiny_world_all", "tiny_world_chains", "tiny_world_data", "tiny_world_defenses"]
     for path in EXPERIMENTS:
         assert path.read_text().startswith(f"# securetune experiment {path.relative_to(ROOT)} --out runs/{path.stem}\n")
         config = load_experiment_config(path)
