@@ -119,7 +119,7 @@ def _refused(count):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the stand-ins hold fewer prompts than the published files
 def test_the_protocols_are_valid(protocol_files, tiny_model_dir):
-    """Dry run: with a small model and small data in the place of those on the hub, nothing that they name is missing."""
+    """Dry run: with a small model and small data in the place of those on the hub, nothing they name is missing."""
     assert [path.stem for path in PROTOCOLS] == ["protocol_llama2", "protocol_llama3", "protocol_qwen2"]
     found = {path.stem: load_experiment_configs(path) for path in PROTOCOLS}
     assert {stem: len(configs) for stem, configs in found.items()} == dict.fromkeys(found, 1) | {"protocol_llama2": 3}
