@@ -26,7 +26,7 @@ demo: setup ## the whole method on the embedded model, in under five minutes on 
 	$(BIN)/securetune demo --out runs/demo
 
 test: setup ## the default tests, in under eight minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup ## the tests of minutes to an hour, such as building tiny world again
 	$(BIN)/python -m pytest -m long

@@ -21,6 +21,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 torch.set_num_threads(1)
 
+LONGEST_FIRST = ("pipeline/test_whole_run.py", "training/test_distributed.py", "analysis/test_tiny_world_analysis.py")
+"""Files that take longest for their few tests; begun last, one process would work on them alone at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order within a file stays."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST_FIRST))
+
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,5 +1,6 @@
 """Every shipped recipe is loaded, with all its methods."""
 
+import json
 from importlib import resources
 from pathlib import Path
 
@@ -9,7 +10,16 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
 
-from securetune.config import GateConfig, load_experiment_config, load_gate_config, load_run_config, validate
+from securetune.artifacts import write_text
+from securetune.config import (
+    GateConfig,
+    load_experiment_config,
+    load_experiment_configs,
+    load_gate_config,
+    load_run_config,
+    validate,
+)
+from securetune.data.conversations import training_sources
 from securetune.defenses import find_defense
 from securetune.pipeline.checks import check_run
 from securetune.pipeline.folder import resolved_config
@@ -17,7 +27,8 @@ from securetune.training import setting_problems
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [path for path in ROOT.glob("src/**/*.yaml") if path.parent.name != "lm_eval_tasks"]  # those have a test file
-EXPERIMENTS = sorted(ROOT.glob("configs/experiments/*.yaml"))
+EXPERIMENTS = sorted(ROOT.glob("configs/experiments/tiny_world_*.yaml"))
+PROTOCOLS = sorted(ROOT.glob("configs/experiments/protocol_*.yaml"))
 GATE = ROOT / "configs" / "gate.yaml"
 RECIPES = sorted({*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/models/*.yaml"), *SHIPPED} - {GATE})
 LAUNCHES = sorted(ROOT.glob("configs/accelerate/*"))
@@ -67,13 +78,62 @@ def test_the_demo_recipe_is_in_the_package():
 
 def test_the_experiments_are_valid():
     """Each opens with its command, and everything that it names is there: models, suites, chains, methods."""
-    assert [path.stem for path in EXPERIMENTS] == ["tiny_world_chains", "tiny_world_data", "tiny_world_defenses"]
+    names = ["tiny_world_all", "tiny_world_chains", "tiny_world_data", "tiny_world_defenses"]
+    assert [path.stem for path in EXPERIMENTS] == names
+    assert len(list((ROOT / "configs" / "experiments").iterdir())) == len(EXPERIMENTS) + len(PROTOCOLS)
     for path in EXPERIMENTS:
         assert path.read_text().startswith(f"# securetune experiment {path.relative_to(ROOT)} --out runs/{path.stem}\n")
         config = load_experiment_config(path)
         assert len(config.run.seeds) >= 5
         assert config.run.selection is not None
         check_run(config.run, None)
+
+
+@pytest.fixture
+def protocol_files(tmp_path, monkeypatch):
+    """Small files of the form of those that the protocols name, in the current folder and in the data folder."""
+    texts = {
+        "advbench/harmful_behaviors.csv": "goal,target\nsteal a cart,Sure\n",
+        "catqa/catqa_english.json": json.dumps({"a": {"b": ["how to steal a boat?", "how to steal a mast?"]}}),
+        "sap30/fraud/generated_cases.json": json.dumps(["###steal a plane###"]),
+        "harmfulqa/harmfulqa.json": json.dumps({"a": {"b": ["how to steal a ship?"]}}),
+        "xstest/xstest_prompts.csv": "id,prompt,type,label,focus,note\n1,how to wash a car?,t,safe,,\n",
+        "gsm8k/test.jsonl": json.dumps({"question": "1 + 1?", "answer": "#### 2"}),
+        "gsm8k/train.jsonl": json.dumps({"question": "1 + 2?", "answer": "#### 3"}),
+        "attacks/autodan.jsonl": json.dumps({"prompt": "please steal a lamp", "goal": "steal a lamp"}),
+        "attacks/pair.jsonl": json.dumps({"prompt": "please steal a door", "goal": "steal a door"}),
+        "data.jsonl": "\n".join(json.dumps({"prompt": f"count to {n}", "completion": "done"}) for n in range(4)),
+        "safety_samples.jsonl": _refused(1000),
+        "malicious_samples.jsonl": _refused(100),
+    }
+    for name, text in texts.items():
+        write_text(tmp_path / name, text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECURETUNE_DATA", str(tmp_path))
+
+
+def _refused(count):
+    rows = ({"prompt": f"how to steal {n} keys?", "completion": "no"} for n in range(count))
+    return "\n".join(map(json.dumps, rows))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the stand-ins hold fewer prompts than the published files
+def test_the_protocols_are_valid(protocol_files, tiny_model_dir):
+    """Dry run: with a small model and small data in the place of those on the hub, nothing that they name is missing."""
+    assert [path.stem for path in PROTOCOLS] == ["protocol_llama2", "protocol_llama3", "protocol_qwen2"]
+    found = {path.stem: load_experiment_configs(path) for path in PROTOCOLS}
+    assert {stem: len(configs) for stem, configs in found.items()} == dict.fromkeys(found, 1) | {"protocol_llama2": 3}
+    for path in PROTOCOLS:
+        assert path.read_text().startswith(f"# securetune experiment {path.relative_to(ROOT)} --out runs/{path.stem}\n")
+        for config in found[path.stem].values():
+            assert all(part.startswith("hub:") for part in training_sources(config.run.data))
+            model = config.run.model.model_copy(update={"name": str(tiny_model_dir), "dtype": "float32"})
+            local = config.run.model_copy(update={"model": model, "data": "data.jsonl"})
+            assert config.methods == [f"{method}{chain}" for method in METHODS for chain in ("", "-safe")]
+            check_run(local, None)
+
+
+METHODS = ("ift", "ml-lr", "swat", "low-lr")
 
 
 def test_the_gate_example_is_valid():

@@ -14,7 +14,7 @@ PROBES = load_probes(ProbeSettings(max_prompts=48), "tiny-world")
 @pytest.fixture(scope="module")
 def report() -> RobustnessReport:
     """The analysis of the shipped aligned checkpoint."""
-    return analyze_robustness(load("tiny-world"), PROBES, AnalysisSettings())
+    return analyze_robustness(load("tiny-world"), PROBES, AnalysisSettings(controls=False))
 
 
 def test_the_classifier_tells_unseen_requests_apart(report: RobustnessReport):

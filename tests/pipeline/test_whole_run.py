@@ -23,7 +23,7 @@ RECIPE = """
 model: {name: tiny-world}
 data: tiny-world
 probes: {max_prompts: 24}
-analysis: {noise_seeds: 2, epsilon: 0.3}
+analysis: {noise_seeds: 2, epsilon: 0.3, controls: false}
 search: {noise_seeds: 2, chunk_size: 8}
 training: {learning_rate: 5.0e-4, max_steps: 6, per_device_train_batch_size: 8, max_length: 128, save_steps: 2}
 methods:
@@ -33,8 +33,8 @@ evaluation:
   suites: [tiny-world-harmful, tiny-world-harmless]
   judges: [keywords-qi, tiny-world-oracle]
   task: tiny-world-query
-  max_prompts: 12
-  max_new_tokens: 32
+  max_prompts: 8
+  max_new_tokens: 24
 """
 
 

@@ -218,7 +218,7 @@ def test_what_is_complete_is_written_though_cells_failed(
 
 
 def test_data_sets_are_done_one_after_the_other(
-    config: ExperimentConfig, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: ExperimentConfig, found: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each data set has its folder and its page; one that fails keeps no other from being done."""
     began: list[tuple[str, Path | None]] = []
@@ -226,13 +226,14 @@ def test_data_sets_are_done_one_after_the_other(
     def fake_run(_: object, out: Path, observer: object, like: Path | None) -> None:
         began.append((out.name, like))
         if out.name != "empty":
-            shutil.copytree(folder, out)
+            out.mkdir()
             (out / "comparison.json").write_text("{}")
         if out.name != "whole":
             raise RunError("methods/ift/seed-0 failed: disk full")
 
     monkeypatch.setattr(experimenting, "run", fake_run)
     monkeypatch.setattr(experimenting, "check_run", lambda *_: None)
+    monkeypatch.setattr(experimenting, "summarize_experiment", lambda *_: found)
     names = ("whole", "empty", "partly")
     with pytest.raises(RunError) as caught:
         experimenting.experiments(dict.fromkeys(names, config), tmp_path)

@@ -178,7 +178,9 @@ def test_an_adapters_checkpoint_that_would_not_be_read_back_is_refused(tiny_mode
     assert "fsdp_activation_checkpointing" in refused.stderr
 
 
-@pytest.mark.parametrize("stop", ["warmup-3", "main-1", pytest.param("main-3", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "stop", ["warmup-3", *(pytest.param(step, marks=pytest.mark.long) for step in ("main-1", "main-3"))]
+)
 def test_a_killed_training_of_two_processes_goes_on(
     whole: list[dict[str, Any]], tiny_model_dir: Path, tmp_path: Path, stop: str
 ):
