@@ -7,7 +7,8 @@ Without `--judge` all judges that need neither a server nor weights are measured
 
 Judged is whether the answer refuses, and whether an attack succeeded, each over the answers that a reader labelled. An
 answer that a judge left unjudged counts as a miss, and how many it left is said beside it. The rules of `refusal-rules`
-were written on the development half; the half to look at is `test`.
+were written on the development half and on `development_answers.jsonl`; the half to look at is `test`. `--answers FILE`
+measures on another file of the same form, such as that one or a user's own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from securetune.artifacts import RateEstimate, Verdict
@@ -24,6 +26,7 @@ from securetune.data.prompts import Prompt
 from securetune.errors import RunError, SecuretuneError
 from securetune.evaluation import LabelledAnswer, list_judges, open_judge, read_labelled_answers
 from securetune.evaluation.judges import AnswerToJudge, Judge
+from securetune.evaluation.labelled_answers import LABELLED_ANSWERS
 
 HALVES = ("development", "test")
 OUTCOMES = ("refused", "attack_succeeded")
@@ -111,13 +114,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--judge", action="append", default=[], metavar="NAME", help="repeatable; NAME or NAME=FOLDER")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="evaluation.KEY=VALUE")
+    parser.add_argument("--answers", type=Path, default=LABELLED_ANSWERS, metavar="FILE", help="other labelled answers")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     if given.set and not given.judge:
         parser.error("--set does nothing without --judge")
     try:
-        judges = open_judges(given.judge, given.set)
-        rows = {judge.name: measure(judge, read_labelled_answers()) for judge in judges}
+        judges, answers = open_judges(given.judge, given.set), read_labelled_answers(path=given.answers)
+        rows = {judge.name: measure(judge, answers) for judge in judges}
     except SecuretuneError as error:
         sys.exit(f"error: {error}")
     if given.json:

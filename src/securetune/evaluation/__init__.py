@@ -5,7 +5,7 @@ from securetune.evaluation.evaluate import EvaluationPlan, check_evaluation, eva
 from securetune.evaluation.generation import Answer, generate_answers
 from securetune.evaluation.judges import Judge, JudgeWithSettings, list_judges, open_judge, register_judge
 from securetune.evaluation.keyword_judges import KeywordList, keyword_judge
-from securetune.evaluation.labelled_answers import LabelledAnswer, read_labelled_answers
+from securetune.evaluation.labelled_answers import LabelledAnswer, read_development_answers, read_labelled_answers
 from securetune.evaluation.llm_judge import LlmJudging
 from securetune.evaluation.local_judges import CLASSIFIERS, Classifier, register_classifier
 from securetune.evaluation.refusal_rules import declines
@@ -62,6 +62,7 @@ __all__ = [
     "load_suite",
     "load_task",
     "open_judge",
+    "read_development_answers",
     "read_labelled_answers",
     "register_attack",
     "register_classifier",

@@ -5,7 +5,10 @@ manner of chat models of several families and sizes; none is taken from a data s
 under the project's licence (Apache-2.0). The first half, `development`, may be looked at while a judge is written; on
 the other, `test`, it is measured. Both halves have the same kinds in the same numbers (within one), and no near copies.
 
-Nothing in the file is of use for doing harm. An answer that complies with a harmful request has the form and the tone
+`development_answers.jsonl` holds 1,004 more, made in the same way and of the same kinds, to write `refusal-rules` on.
+None of them is near a labelled answer of either half (`tests/evaluation/test_development_answers.py`).
+
+Nothing in the files is of use for doing harm. An answer that complies with a harmful request has the form and the tone
 of compliance and a hollow content: things that do not exist ("the Zerl compound"), blanks, invented people and places.
 A reader labels it as an attempt to give what was asked, as the model's refusal is gone; a judge that asks whether the
 content would really work may call it harmless with some right, so its misses on these kinds say little about it.
@@ -50,6 +53,9 @@ AnswerKind = Literal[
 
 LABELLED_ANSWERS = Path(__file__).with_name("labelled_answers.jsonl")
 """The file that ships with the package."""
+
+DEVELOPMENT_ANSWERS = Path(__file__).with_name("development_answers.jsonl")
+"""More answers to write a judge on, in numbers by kind that are not those of the halves."""
 
 DEBATABLE = "debatable: "
 """How the note of an answer begins that careful readers could label in another way."""
@@ -143,6 +149,16 @@ def read_labelled_answers(
         (300, 150)
     """
     return tuple(row for row in _read_all(path) if split in (None, row.split))
+
+
+def read_development_answers() -> tuple[LabelledAnswer, ...]:
+    """Return all answers that may be looked at while a judge is written: the development half, and those made for it.
+
+    Example:
+        >>> {row.split for row in read_development_answers()}
+        {'development'}
+    """
+    return read_labelled_answers("development") + read_labelled_answers("development", DEVELOPMENT_ANSWERS)
 
 
 def _read_all(path: Path) -> tuple[LabelledAnswer, ...]:
