@@ -26,7 +26,8 @@ from securetune.pipeline.folder import resolved_config
 from securetune.training import setting_problems
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = [path for path in ROOT.glob("src/**/*.yaml") if path.parent.name != "lm_eval_tasks"]  # those have a test file
+NO_RECIPES = ("lm_eval_tasks", "refusal_rules")  # their tests are in tests/evaluation
+SHIPPED = [path for path in ROOT.glob("src/**/*.yaml") if path.parent.name not in NO_RECIPES]
 EXPERIMENTS = sorted(ROOT.glob("configs/experiments/tiny_world_*.yaml"))
 PROTOCOLS = sorted(ROOT.glob("configs/experiments/protocol_*.yaml"))
 GATE = ROOT / "configs" / "gate.yaml"
