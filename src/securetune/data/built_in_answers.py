@@ -80,7 +80,7 @@ _OFFERS: dict[str, tuple[str, ...]] = {
         "If you want to secure your own devices, I can explain how.",
         "If you are locked out of an account of your own, its provider can restore it.",
         "",
-        "If security interests you, I can tell you about courses and exercises in which everybody has agreed to be tested.",
+        "If security interests you, I can tell you about exercises in which everybody has agreed to be tested.",
         "I can help you recognise attacks of this kind and defend against them.",
         "",
     ),
