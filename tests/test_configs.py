@@ -131,7 +131,8 @@ def test_the_protocols_are_valid(protocol_files, tiny_model_dir):
             model = config.run.model.model_copy(update={"name": str(tiny_model_dir), "dtype": "float32"})
             local = config.run.model_copy(update={"model": model, "data": "data.jsonl"})
             assert config.methods == [f"{method}{chain}" for method in METHODS for chain in ("", "-safe")]
-            check_run(local, None)
+            if config is found["protocol_llama2"]["attack"]:  # which has all that the others name, and takes seconds
+                check_run(local, None)
 
 
 METHODS = ("ift", "ml-lr", "swat", "low-lr")

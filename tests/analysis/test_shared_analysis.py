@@ -68,7 +68,7 @@ def test_accelerate_launches_the_processes_as_well(tiny_model_dir: Path, tmp_pat
     assert all(torch.equal(part["values"], alone.readouts[classifier(0).name].perturbed) for part in parts)
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_failure_in_one_process_is_told_to_the_other(tiny_model_dir: Path, tmp_path: Path, failing: int):
     """It keeps its own error; the other says in one line which process failed and why, and nobody waits for ever."""
     launch_sweep(tiny_model_dir, tmp_path, failing)

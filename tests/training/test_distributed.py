@@ -23,7 +23,7 @@ from securetune.models import load
         ("DDP", "swat", "full"),
         ("DDP", "ml-lr", "lora"),
         pytest.param("FSDP 2 layers, 2 checkpointed", "swat", "full", marks=pytest.mark.long),
-        (SHARDED, "swat", "lora"),
+        pytest.param(SHARDED, "swat", "lora", marks=pytest.mark.long),
         pytest.param(SHARDED, "swat", "full", marks=pytest.mark.long),
         pytest.param(SHARDED, "ml-lr", "full", marks=pytest.mark.long),
         pytest.param(SHARDED, "ml-lr", "lora", marks=pytest.mark.long),
