@@ -207,6 +207,14 @@ class TestTrainingRecipe:
         training = load_train_config(path, {}, method="swat").training
         assert (training.method, training.max_steps) == ("swat", 5)
 
+    def test_the_one_method_of_a_run_recipe_may_stand_in_training(self, tmp_path):
+        """A run's recipe without `methods` has the one of `training.method`, in `train` and in `run`."""
+        path = tmp_path / "run.yaml"
+        path.write_text("data: d.jsonl\nsearch: {target_fraction: 0.4}\ntraining: {method: swat, max_steps: 5}\n")
+        training = load_train_config(path, {}).training
+        assert (training.method, training.max_steps) == ("swat", 5)
+        assert load_run_config(path).methods == {"swat": {}}
+
     def test_several_methods_and_none_chosen(self, tmp_path):
         """Nothing is chosen behind the user's back."""
         path = tmp_path / "run.yaml"

@@ -144,6 +144,7 @@ class RunConfig(Settings):
             `swat-sensitive: {method: swat, modules: sensitive}` is a control beside `swat: {}`. A label names a folder.
             `search`, in a method's settings, holds what differs from the section `search`: that method's modules come
             from a search of their own, as in `swat-small: {method: swat, search: {target_fraction: 0.25}}`.
+            Left out: the method that `training.method` names, or without that `ift`, `ml-lr` and `swat`.
         evaluation: Suites, judges, task.
         selection: A second evaluation of every tuned model, on other prompts, by which `securetune experiment` chooses
             among settings; None: there is none.
@@ -163,6 +164,14 @@ class RunConfig(Settings):
     selection: EvaluationSettings | None = None
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     workers: PositiveInt | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method_may_be_named(cls, content: Any) -> Any:
+        """Let `training.method`, in a file without `methods`, be the one method of the run."""
+        training = content.get("training") if isinstance(content, Mapping) else None
+        named = training.get("method") if isinstance(training, Mapping) else None
+        return {**content, "methods": {named: {}}} if isinstance(named, str) and "methods" not in content else content
 
     @field_validator("methods", mode="before")
     @classmethod
