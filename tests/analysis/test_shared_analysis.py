@@ -58,6 +58,7 @@ def test_two_processes_get_the_numbers_of_one(tiny_model_dir: Path, tmp_path: Pa
     assert len(list((tmp_path / "partial").iterdir())) == 2
 
 
+@pytest.mark.long
 def test_accelerate_launches_the_processes_as_well(tiny_model_dir: Path, tmp_path: Path):
     """Two of them, not one as its launcher makes of `--cpu`; with the same numbers."""
     done = launch(TESTS / "analysis" / "shared_sweep.py", tiny_model_dir, tmp_path, launcher=ACCELERATE)

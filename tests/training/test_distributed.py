@@ -21,7 +21,7 @@ from securetune.models import load
     ("how", "method", "tune"),
     [
         ("DDP", "swat", "full"),
-        ("DDP", "ml-lr", "lora"),
+        pytest.param("DDP", "ml-lr", "lora", marks=pytest.mark.long),
         pytest.param("FSDP 2 layers, 2 checkpointed", "swat", "full", marks=pytest.mark.long),
         pytest.param(SHARDED, "swat", "lora", marks=pytest.mark.long),
         pytest.param(SHARDED, "swat", "full", marks=pytest.mark.long),
@@ -178,9 +178,8 @@ def test_an_adapters_checkpoint_that_would_not_be_read_back_is_refused(tiny_mode
     assert "fsdp_activation_checkpointing" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    "stop", ["warmup-3", *(pytest.param(step, marks=pytest.mark.long) for step in ("main-1", "main-3"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("stop", ["warmup-3", "main-1", "main-3"])
 def test_a_killed_training_of_two_processes_goes_on(
     whole: list[dict[str, Any]], tiny_model_dir: Path, tmp_path: Path, stop: str
 ):
