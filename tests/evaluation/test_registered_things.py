@@ -81,6 +81,19 @@ def test_tiny_world_suites_are_registered(name: str) -> None:
     assert len({prompt.id for prompt in test.prompts}) == len(test.prompts) >= 57
 
 
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_tiny_worlds_kinds_of_harm_divide_its_harmful_requests(split: str) -> None:
+    """The suites of one kind of action hold each harmful request once, and as many as they say."""
+    parts = {name: load_suite(f"tiny-world-{name}@{split}") for name in ("damage", "fraud", "theft")}
+    divided = sorted(prompt.id for part in parts.values() for prompt in part.prompts)
+    assert divided == sorted(prompt.id for prompt in load_suite(f"tiny-world-harmful@{split}").prompts)
+    for name, found in parts.items():
+        registered = suite.SUITES.get(f"tiny-world-{name}")
+        assert registered.facts is not None
+        assert registered.facts.counts[split] == len(found.prompts)
+        assert {prompt.metadata["category"] for prompt in found.prompts} == {name}
+
+
 def test_every_attack_wrapper_of_tiny_world_has_a_suite() -> None:
     """No wrapper of the language is left out of the evaluation."""
     assert {load_suite(name).wrapper for name in SUITES} == {None, *tiny_world.WRAPPERS}
