@@ -79,7 +79,7 @@ def test_the_demo_recipe_is_in_the_package():
 
 def test_the_experiments_are_valid():
     """Each opens with its command, and everything that it names is there: models, suites, chains, methods."""
-    names = ["tiny_world_all", "tiny_world_chains", "tiny_world_data", "tiny_world_defenses"]
+    names = ["tiny_world_all", "tiny_world_chains", "tiny_world_data", "tiny_world_defenses", "tiny_world_lora"]
     assert [path.stem for path in EXPERIMENTS] == names
     assert len(list((ROOT / "configs" / "experiments").iterdir())) == len(EXPERIMENTS) + len(PROTOCOLS)
     for path in EXPERIMENTS:

@@ -308,7 +308,7 @@ def test_no_method_looks_at_what_is_reported() -> None:
     from securetune.evaluation import load_suite
 
     for model, suites in {"some/model": ["probes-harmful"], "tiny-world": ["tiny-world-harmful"]}.items():
-        for method in ("lisa", "sap", "safegrad", "sppft"):
+        for method in ("lisa", "sap", "safegrad", "sppft", "guardspace", "salora"):
             used = find_defense(method).prompts_used(model)
             assert used
             for name in suites:

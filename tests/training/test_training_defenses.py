@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import EXPERTS, FUSED, make_architecture
+from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
 from short_training import SHORT, OptionsOf, TrainShort, make_rows
 from tiny_models import make_tiny_tokenizer, tiny_prompts
@@ -234,13 +235,18 @@ def test_an_interrupted_training_goes_on(
 
 @pytest.mark.parametrize("method", ON_ADAPTERS)
 def test_full_tuning_is_refused_where_adapters_are_meant(
-    method: str, options_of: OptionsOf, train_short: TrainShort, tmp_path: Path
+    method: str, options_of: OptionsOf, train_short: TrainShort, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """One sentence says so before any weights are loaded."""
+    """One sentence says so before any weights are loaded, and in a script before anything is trained."""
     sentence = f'method "{method}" works on adapters: tune must be "lora"; got "full"'
     with pytest.raises(InputError, match=sentence):
         train_short(tmp_path / "out", method=method, method_options=options_of(method), tune="full")
     assert not (tmp_path / "out").exists()
+    own = options_of(method)
+    config = SecureSFTConfig(str(tmp_path / "run"), method=method, method_options=own, use_cpu=True, bf16=False)
+    rows = Dataset.from_list(list(make_rows()))
+    with pytest.raises(ConfigError, match=f'method "{method}" works on adapters: give a peft_config'):
+        SecureSFTTrainer(str(tiny_model_dir), config, train_dataset=rows)
 
 
 @pytest.mark.parametrize("method", ON_ADAPTERS)
@@ -276,8 +282,6 @@ def test_the_trainer_protects_too(tiny_model_dir: Path, requests: str, tmp_path:
         learning_rate=1e-2, per_device_train_batch_size=4, report_to="none", use_cpu=True, bf16=False,
         activation_checkpointing=False, disable_tqdm=True, save_strategy="no", logging_steps=1.0,
     )  # fmt: skip
-    from datasets import Dataset
-
     trainer = SecureSFTTrainer(
         chat.model, config, train_dataset=Dataset.from_list(list(make_rows())), processing_class=chat.tokenizer
     )
