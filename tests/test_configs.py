@@ -79,8 +79,8 @@ def test_the_demo_recipe_is_in_the_package():
 
 def test_the_experiments_are_valid():
     """Each opens with its command, and everything that it names is there: models, suites, chains, methods."""
-    names = ["tiny_world_all", "tiny_world_chains", "tiny_world_data", "tiny_world_defenses"]
-    assert [path.stem for path in EXPERIMENTS] == names
+    names = ["all", "chains", "data", "defenses", "lora", "samples", "sweeps"]
+    assert [path.stem.removeprefix("tiny_world_") for path in EXPERIMENTS] == names
     assert len(list((ROOT / "configs" / "experiments").iterdir())) == len(EXPERIMENTS) + len(PROTOCOLS)
     for path in EXPERIMENTS:
         assert path.read_text().startswith(f"# securetune experiment {path.relative_to(ROOT)} --out runs/{path.stem}\n")

@@ -60,7 +60,7 @@ def test_only_defenses_can_register() -> None:
         ("mllr", 'Did you mean "ml-lr"'),
         (
             "zzz",
-            "Methods: asft, freeze-rest, ift, l2-sp, lisa, low-lr, ml-lr, protected-subspace, safegrad, sap, ",
+            "Methods: asft, freeze-rest, guardspace, ift, l2-sp, lisa, low-lr, ml-lr, protected-subspace, safegrad, ",
         ),
     ],
 )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from architectures import FUSED, make_architecture
 from peft import LoraConfig, get_peft_model
+from plain_step import ROWS, PlainStep
 from safetensors.torch import save_file
 from tiny_models import make_tiny_network, make_tiny_tokenizer
 from torch import Tensor, nn
@@ -27,44 +25,6 @@ from securetune.defenses.sap import SafetyAwareProbing
 from securetune.defenses.sap.probing import Probe
 from securetune.errors import ConfigError, DataError
 from securetune.models import map_modules
-
-ROWS = [[2, 4, 11, 9, 5, 20], [2, 4, 12, 8, 5, 21], [2, 4, 7, 6, 5, 22]]
-
-
-class PlainStep:
-    """An optimizer step without a trainer: batches are given, and gradients are torch's."""
-
-    def __init__(self, model: nn.Module, number: int = 0, user: Sequence[Tensor] = ()) -> None:
-        self.model, self.number, self.batches_per_step = model, number, 1
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        self._user = user
-        self.logged: dict[str, float] = {}
-
-    def user_losses(self) -> list[Any]:
-        return [lambda ids=ids: self.model(input_ids=ids, labels=ids).loss for ids in self._user]
-
-    def alignment_batch(self, name: str, index: int) -> dict[str, Tensor]:
-        ids = torch.tensor(ROWS)[torch.arange(3) - int(name == "compliance")]
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
-
-    def take_alignment_step(self, name: str, index: int) -> float:
-        with torch.no_grad():
-            for weight in self.model.parameters():
-                weight.mul_(0.9)
-        return 1.0
-
-    def gradients(self, loss: Tensor, of: Sequence[Tensor]) -> list[Tensor]:
-        found = torch.autograd.grad(loss, list(of), allow_unused=True)
-        return [torch.zeros_like(x) if value is None else value for x, value in zip(of, found, strict=True)]
-
-    def averaged(self, values: Sequence[Tensor]) -> list[Tensor]:
-        return list(values)
-
-    def autocast(self) -> Any:
-        return nullcontext()
-
-    def log(self, name: str, value: float) -> None:
-        self.logged[name] = value
 
 
 @pytest.fixture
@@ -348,7 +308,7 @@ def test_no_method_looks_at_what_is_reported() -> None:
     from securetune.evaluation import load_suite
 
     for model, suites in {"some/model": ["probes-harmful"], "tiny-world": ["tiny-world-harmful"]}.items():
-        for method in ("lisa", "sap", "safegrad", "sppft"):
+        for method in ("lisa", "sap", "safegrad", "sppft", "guardspace", "salora"):
             used = find_defense(method).prompts_used(model)
             assert used
             for name in suites:

@@ -69,6 +69,8 @@ def options_of(tmp_path_factory: pytest.TempPathFactory, base_model: str) -> Opt
         "sap": {"samples": str(folder / "contrasts.jsonl"), "perturbation": 0.1},
         "safegrad": {"samples": str(folder / "refusals.jsonl")},
         "asft": {"base": base_model, "strength": 0.01},
+        "guardspace": {"prompts": str(requests), "max_new_tokens": 4, "null_tolerance": 1e-2},
+        "salora": {"prompts": str(requests), "max_new_tokens": 4, "safety_rank": 5, "task_rank": 8, "task_rows": 6},
     }
 
     def options(method: str, **changes: Any) -> dict[str, Any]:

@@ -74,7 +74,16 @@ def test_adapters_on_experts_train_as_in_one_process(tmp_path: Path, name: str, 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("method", "tune"), [("lisa", "full"), ("lisa", "lora"), ("sap", "full"), ("safegrad", "lora"), ("asft", "full")]
+    ("method", "tune"),
+    [
+        ("lisa", "full"),
+        ("lisa", "lora"),
+        ("sap", "full"),
+        ("safegrad", "lora"),
+        ("asft", "full"),
+        ("guardspace", "lora"),
+        ("salora", "lora"),
+    ],
 )
 def test_methods_that_act_around_steps_do_so_in_two_processes(
     method: str, tune: str, tiny_model_dir: Path, tmp_path: Path, options_of: OptionsOf

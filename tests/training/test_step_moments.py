@@ -112,7 +112,17 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("method", "adapter"), [("lisa", None), ("sap", LORA), ("safegrad", LORA), ("asft", None)])
+@pytest.mark.parametrize(
+    ("method", "adapter"),
+    [
+        ("lisa", None),
+        ("sap", LORA),
+        ("safegrad", LORA),
+        ("asft", None),
+        ("guardspace", LORA),
+        pytest.param("salora", LORA, marks=pytest.mark.long),
+    ],
+)
 def test_the_trainer_does_it_too(
     method: str, adapter: dict | None, options_of: OptionsOf, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import EXPERTS, FUSED, make_architecture
+from datasets import Dataset
 from peft import AutoPeftModelForCausalLM
 from short_training import SHORT, OptionsOf, TrainShort, make_rows
 from tiny_models import make_tiny_tokenizer, tiny_prompts
@@ -18,7 +19,7 @@ from securetune.defenses import DefenseContext, ParameterSets, find_defense, lis
 from securetune.defenses.own_answers import own_answers
 from securetune.defenses.protected_subspace import ProtectedSubspace, ProtectedSubspaceOptions
 from securetune.defenses.protected_subspace.input_moments import leading_directions, second_moments
-from securetune.errors import ConfigError
+from securetune.errors import ConfigError, InputError
 from securetune.models import ChatModel, load, map_modules
 from securetune.training import train
 
@@ -69,6 +70,8 @@ def plain(tune: str, train_short: TrainShort, tmp_path_factory: pytest.TempPathF
         ("sap", {"probe_rate": 0}),
         ("safegrad", {"alignment_weight": 0, "surgery": False}),
         ("asft", {"strength": 0}),
+        ("guardspace", {"initialize": False, "null_tolerance": 1}),
+        ("salora", {"safety_rank": 0, "task_rows": 0}),
     ],
 )
 def test_strength_0_is_plain_tuning(
@@ -81,22 +84,25 @@ def test_strength_0_is_plain_tuning(
     tmp_path: Path,
 ) -> None:
     """With nothing to do, a method leaves the weights of plain tuning, bit for bit."""
+    if tune == "full" and method in ON_ADAPTERS:
+        pytest.skip("it works on adapters alone")
     train_short(tmp_path / "own", method=method, method_options=options_of(method, **changes), tune=tune, **LORA)
     assert weights(tmp_path / "own") == plain
 
 
 METHODS = ("low-lr", "l2-sp", "freeze-rest", "protected-subspace", "sppft", "lisa", "sap", "safegrad", "asft")
+ON_ADAPTERS = ("guardspace", "salora")
 
 
 def test_at_full_strength_they_do_something(
     tune: str, plain: bytes, options_of: OptionsOf, train_short: TrainShort, tmp_path: Path
 ) -> None:
     """Each method ends with weights of its own."""
-    found = {plain}
-    for method in METHODS:
+    found, methods = {plain}, METHODS + (ON_ADAPTERS if tune == "lora" else ())
+    for method in methods:
         train_short(tmp_path / method, method=method, method_options=options_of(method), tune=tune, **LORA)
         found.add(weights(tmp_path / method))
-    assert len(found) == 1 + len(METHODS)
+    assert len(found) == 1 + len(methods)
 
 
 def test_freezing_the_rest_is_ml_lr_with_a_ratio_of_0(train_short: TrainShort, tmp_path: Path) -> None:
@@ -200,6 +206,8 @@ def test_sensitive_protects_what_is_not_robust(
         ("sap", {"tune": "lora", **LORA, "gradient_accumulation_steps": 2}),
         ("safegrad", {"tune": "lora", **LORA}),
         ("asft", {}),
+        ("guardspace", {"tune": "lora", **LORA, "weight_decay": 0.1}),
+        ("salora", {"tune": "lora", **LORA, "gradient_accumulation_steps": 2, "packing": True}),
     ],
 )
 def test_an_interrupted_training_goes_on(
@@ -225,6 +233,47 @@ def test_an_interrupted_training_goes_on(
     assert parts.evidence == whole.evidence
 
 
+@pytest.mark.parametrize("method", ON_ADAPTERS)
+def test_full_tuning_is_refused_where_adapters_are_meant(
+    method: str, options_of: OptionsOf, train_short: TrainShort, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """One sentence says so before any weights are loaded, and in a script before anything is trained."""
+    sentence = f'method "{method}" works on adapters: tune must be "lora"; got "full"'
+    with pytest.raises(InputError, match=sentence):
+        train_short(tmp_path / "out", method=method, method_options=options_of(method), tune="full")
+    assert not (tmp_path / "out").exists()
+    own = options_of(method)
+    config = SecureSFTConfig(str(tmp_path / "run"), method=method, method_options=own, use_cpu=True, bf16=False)
+    rows = Dataset.from_list(list(make_rows()))
+    with pytest.raises(ConfigError, match=f'method "{method}" works on adapters: give a peft_config'):
+        SecureSFTTrainer(str(tiny_model_dir), config, train_dataset=rows)
+
+
+@pytest.mark.parametrize("method", ON_ADAPTERS)
+def test_a_confined_adapter_merges(method: str, options_of: OptionsOf, train_short: TrainShort, tmp_path: Path) -> None:
+    """The saved adapter is a plain one of twice the rank; merged it gives its logits, and it holds what was learned.
+
+    What it began with is not in it.
+    """
+    settings = {"method": method, "method_options": options_of(method), "tune": "lora", "lora": {"rank": 2}}
+    found = train_short(tmp_path / "out", **settings)
+    adapted = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "out" / "model"), dtype=torch.float32).eval()
+    assert (adapted.peft_config["default"].r, adapted.peft_config["default"].lora_alpha) == (4, 32.0)
+    ids = torch.tensor([[1, 5, 7, 9, 4]])
+    start = load(found.model.name)
+    change = {}
+    for module in map_modules(start.model):
+        down, up = (adapted.get_parameter(f"base_model.model.{module.path}.lora_{x}.default.weight") for x in "AB")
+        change[module.name] = float((8 * up @ down).norm() / module.weight_in(start.model).norm())
+    assert found.update.modules == pytest.approx(change, rel=1e-3)
+    assert any("twice the rank that trained (2)" in note for note in found.notes)
+    with torch.no_grad():
+        before = adapted(ids).logits
+        merged = adapted.merge_and_unload()(ids).logits
+    assert not torch.allclose(before, start.model(ids).logits, atol=1e-2)
+    torch.testing.assert_close(merged, before, rtol=1e-4, atol=1e-4)
+
+
 def test_the_trainer_protects_too(tiny_model_dir: Path, requests: str, tmp_path: Path) -> None:
     """`SecureSFTTrainer` with `method_options` confines the update as `train` does."""
     chat = load(str(tiny_model_dir))
@@ -233,8 +282,6 @@ def test_the_trainer_protects_too(tiny_model_dir: Path, requests: str, tmp_path:
         learning_rate=1e-2, per_device_train_batch_size=4, report_to="none", use_cpu=True, bf16=False,
         activation_checkpointing=False, disable_tqdm=True, save_strategy="no", logging_steps=1.0,
     )  # fmt: skip
-    from datasets import Dataset
-
     trainer = SecureSFTTrainer(
         chat.model, config, train_dataset=Dataset.from_list(list(make_rows())), processing_class=chat.tokenizer
     )
@@ -340,6 +387,9 @@ def test_own_answers_are_the_models_own(tiny_chat_model: ChatModel) -> None:
         ("sap", {"perturbation": 0}, "method_options.perturbation must be greater than 0; got 0"),
         ("safegrad", {"rho": 1}, "method_options.rho: unknown key."),
         ("asft", {}, "method_options.base: required, but missing"),
+        ("guardspace", {"null_tolerance": 2}, "method_options.null_tolerance must be less than or equal to 1; got 2"),
+        ("salora", {"safety_rank": -1}, "method_options.safety_rank must be greater than or equal to 0; got -1"),
+        ("salora", {"energy": 0.9}, "method_options.energy: unknown key"),
         ("ift", {"energy": 0.9}, "method_options.energy: unknown key"),
     ],
 )

@@ -24,7 +24,7 @@ not overridden costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -112,6 +112,7 @@ class DefenseContext:
         modules: The model's projections, as it is now, with adapters if there are any.
         tokenizer: The model's, or None where nothing is rendered, as in a plan.
         model_name: The start model's name as the user gave it.
+        rows: The training rows as they are trained on, each with `input_ids`; empty where there are none yet.
     """
 
     settings: TrainingSettings
@@ -122,6 +123,7 @@ class DefenseContext:
     modules: Sequence[ProjectionModule] = ()
     tokenizer: PreTrainedTokenizerBase | None = None
     model_name: str = ""
+    rows: Iterable[Mapping[str, Any]] = ()
 
 
 class NoOptions(Settings):
@@ -134,6 +136,7 @@ class Defense:
     Attributes:
         name: What the user types; set by `register_defense`.
         needs_manifest: Whether it cannot run without a manifest of robust modules.
+        adapters_only: Whether it works on adapters, and cannot tune all parameters.
         stage: Where in a model's life it acts.
         purpose: `defense`; `control`, which a defense has to beat; or `attack`, for experiments on defenses alone.
         needs: What it needs besides the model, the data and a manifest, in a few words.
@@ -147,6 +150,7 @@ class Defense:
 
     name: ClassVar[str]
     needs_manifest: bool = False
+    adapters_only: ClassVar[bool] = False
     stage: ClassVar[Literal["data", "training", "weights", "generation"]] = "training"
     purpose: ClassVar[Literal["defense", "control", "attack"]] = "defense"
     needs: ClassVar[str] = ""

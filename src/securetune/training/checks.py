@@ -256,6 +256,8 @@ def _method_problems(settings: TrainingSettings, model: ModelSettings) -> list[s
     with known.collect():
         defense.alignment_rows(model.name)
         defense.prompts_used(model.name)
+    if defense.adapters_only and settings.tune != "lora":
+        known.found.append(f'method "{defense.name}" works on adapters: tune must be "lora"; got "{settings.tune}"')
     steps = settings.max_steps
     return known.found + (warmup_problems(defense, steps, settings) if steps is not None else [])
 

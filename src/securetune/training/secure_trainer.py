@@ -114,6 +114,8 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
                 f'optimizers: method "{secure.method}" makes an optimizer for each phase, with groups of its own. Give '
                 "optimizer_cls_and_kwargs or `optim` instead."
             )
+        if self.defense.adapters_only and not isinstance(self.network, PeftModel):
+            raise ConfigError(f'method "{secure.method}" works on adapters: give a peft_config')
         require_fsdp2(self.accelerator)
         require_phases_fit(self.accelerator, self.defense, analyzes=secure.robust_modules == AUTO)
         if problems := step_problems(self):
@@ -213,6 +215,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
     def _context(self, sets: ParameterSets) -> DefenseContext:
         settings = self._settings
         steps = self._main_steps()
+        rows: Any = self.train_dataset or ()
         if (epochs := getattr(self.args, "warmup_phase_epochs", None)) is not None:
             settings = settings.model_copy(update={"warmup_phase_steps": self._steps_of(epochs)})
         tokenizer = self.processing_class if isinstance(self.processing_class, PreTrainedTokenizerBase) else None
@@ -224,6 +227,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             modules=map_modules(self.network),
             tokenizer=tokenizer,
             model_name=self._path_or_name(),
+            rows=rows,
         )
 
     def _path_or_name(self) -> str:

@@ -202,6 +202,7 @@ def _context(
         modules=map_modules(network),
         tokenizer=chat.tokenizer,
         model_name=chat.settings.name,
+        rows=rows.dataset,
     )
 
 
