@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 
 from securetune.data.prompt_rows import Prompt
 
@@ -16,6 +17,7 @@ def normalised_text(prompt: Prompt) -> str:
     return _words(" ".join(message["content"] for message in prompt.messages))
 
 
+@lru_cache(maxsize=1 << 16)  # a run compares the same few thousand prompts again and again
 def _words(text: str) -> str:
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())) or text
 
