@@ -28,7 +28,7 @@ from securetune.evaluation import LabelledAnswer, list_judges, open_judge, read_
 from securetune.evaluation.judges import AnswerToJudge, Judge
 from securetune.evaluation.labelled_answers import LABELLED_ANSWERS
 
-HALVES = ("development", "test")
+PARTS = ("development", "test", "all")
 OUTCOMES = ("refused", "attack_succeeded")
 """Fields that verdicts and labels both have; a judge has a row for those that it tells."""
 
@@ -54,23 +54,23 @@ def judge_labelled(judge: Judge, answers: Sequence[LabelledAnswer]) -> list[Verd
 
 
 def accuracy(
-    verdicts: Sequence[Verdict], answers: Sequence[LabelledAnswer], outcome: str, half: str
+    verdicts: Sequence[Verdict], answers: Sequence[LabelledAnswer], outcome: str, part: str
 ) -> RateEstimate | None:
-    """Return the share of a half's answers of which an outcome is told rightly; None if the judge never tells it."""
+    """Return the share of a part's answers of which an outcome is told rightly; None if the judge never tells it."""
     told = [
         (getattr(verdict, outcome), getattr(row, outcome))
         for verdict, row in zip(verdicts, answers, strict=True)
-        if row.split == half and getattr(row, outcome) is not None
+        if part in (row.split, "all") and getattr(row, outcome) is not None
     ]
-    if all(found is None for found, _ in told):
+    if not told or all(found is None for found, _ in told):
         return None
     return RateEstimate.from_counts(sum(found == label for found, label in told), len(told))
 
 
 def measure(judge: Judge, answers: Sequence[LabelledAnswer]) -> dict[str, Any]:
-    """Measure a judge: half → accuracy of the refusals, the same under `attack_succeeded`, and the unjudged answers."""
+    """Measure a judge: part → accuracy of the refusals, the same under `attack_succeeded`, and the unjudged answers."""
     verdicts = judge_labelled(judge, answers)
-    rates = {outcome: {half: accuracy(verdicts, answers, outcome, half) for half in HALVES} for outcome in OUTCOMES}
+    rates = {outcome: {part: accuracy(verdicts, answers, outcome, part) for part in PARTS} for outcome in OUTCOMES}
     unjudged = sum(verdict.unparsable is not None for verdict in verdicts)
     return {**rates["refused"], "attack_succeeded": rates["attack_succeeded"], "unjudged": unjudged}
 
@@ -93,12 +93,12 @@ def print_table(rows: dict[str, dict[str, Any]]) -> None:
     """Print a table of each outcome, for the judges that tell it."""
     for outcome in OUTCOMES:
         found = {name: row if outcome == "refused" else row[outcome] for name, row in rows.items()}
-        told = {name: row for name, row in found.items() if any(row[half] for half in HALVES)}
+        told = {name: row for name, row in found.items() if row["all"]}
         if told:
-            print(f"{outcome}:\n| Judge | Development | Test |\n|---|---|---|")
+            print(f"{outcome}:\n| Judge | Development | Test | All |\n|---|---|---|---|")
         for name, row in told.items():
             unjudged = f" ({rows[name]['unjudged']} unjudged)" if rows[name]["unjudged"] else ""
-            print(f"| `{name}`{unjudged} | {shown(row['development'])} | {shown(row['test'])} |")
+            print(f"| `{name}`{unjudged} | {' | '.join(shown(row[part]) for part in PARTS)} |")
         print()
 
 

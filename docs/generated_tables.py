@@ -61,6 +61,7 @@ def suites_table() -> str:
             continue
         counts = ", ".join(f"`@{split}` {count}" for split, count in facts.counts.items())
         file = f"{facts.repository}: {published.form}; `{published.files[0]}`" if published else facts.repository
+        file += f"; `hub:{published.hub}`" if published and published.hub else ""
         about = suite.description.replace("|", "\\|")
         version = suite.version_of(suite.splits[0])
         rows.append(

@@ -193,6 +193,14 @@ def test_the_built_in_world_is_evaluated_whole_by_default() -> None:
     assert plan.settings.suites[0] == "tiny-world-harmful"
 
 
+def test_without_a_judge_ours_leads_and_a_published_list_judges_beside_it(prompt_files: dict[str, Path]) -> None:
+    """Figures rest on the judge that is right most often, and can be compared with published ones."""
+    plan = check_evaluation(
+        EvaluationSettings(suites=("probes-harmful", str(prompt_files["harmless"]))), ModelSettings(name="tiny-world")
+    )
+    assert [judge.name for judge in plan.judges] == ["refusal-rules", "keywords-shallow"]
+
+
 def test_the_oracle_is_refused_for_prompts_that_it_does_not_know(prompt_files: dict[str, Path]) -> None:
     """The exact judge works on tiny world's prompts only, and says so."""
     settings = EvaluationSettings(suites=(str(prompt_files["harmful"]),), judges=("tiny-world-oracle",))

@@ -165,7 +165,7 @@ def test_limits_count_rows_and_tokens(llama: LlamaForCausalLM, monkeypatch: pyte
     # 2 layers × 2 heads × 8 values × keys and values, 4 × 32 + 3 × 48 activations, 4 bytes each
     assert bytes_per_token(llama) == (64 + 272) * 4
     monkeypatch.setattr("os.sysconf", {"SC_AVPHYS_PAGES": 336 * 2000, "SC_PAGE_SIZE": 4}.__getitem__)
-    assert batch_limit(llama, "auto") == BatchLimit(64, 1000)
+    assert batch_limit(llama, "auto") == BatchLimit(128, 1000)
     assert [BatchLimit(64, 1000).rows_of(width) for width in (10, 20, 400, 1001)] == [64, 50, 2, 1]
     assert BatchLimit(64, 1000).halved(20) == BatchLimit(10, 1000)
     assert BatchLimit(64).halved(1) == BatchLimit(1)

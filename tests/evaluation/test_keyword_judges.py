@@ -4,7 +4,7 @@ import pytest
 
 from securetune.data.prompts import Prompt
 from securetune.evaluation.judges import find_judge
-from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE, KeywordList, read_keyword_lists
+from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_LIST, KeywordList, read_keyword_lists
 
 LISTS = {keywords.name: keywords for keywords in read_keyword_lists()}
 PHRASE_COUNTS = {
@@ -69,8 +69,8 @@ def test_case_counts_where_the_source_says_so() -> None:
 
 
 def test_the_default_list_holds_the_other_lists_of_its_line() -> None:
-    """The default judge is at least as strict as the lists of Qi et al. and of GCG, from which it grew."""
-    default = set(LISTS[DEFAULT_KEYWORD_JUDGE].phrases)
+    """The default list is at least as strict as the lists of Qi et al. and of GCG, from which it grew."""
+    default = set(LISTS[DEFAULT_KEYWORD_LIST].phrases)
     assert set(LISTS["keywords-qi"].phrases) <= default
     assert set(LISTS["keywords-gcg"].phrases) <= default
 

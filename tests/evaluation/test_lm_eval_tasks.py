@@ -119,6 +119,10 @@ def test_where_a_tasks_prompts_come_from(tmp_path: Path, monkeypatch: pytest.Mon
     assert safety_tasks.read_suite(**kwargs, jailbreakbench=str(path))["test"][0]["prompt"] == "do it"
     assert safety_tasks.read_suite(**kwargs)["test"][0]["prompt"] == "from the hub"
     assert asked[0].startswith("hub:JailbreakBench/JBB-Behaviors@")
+    kwargs = CONFIGS["securetune_xstest"]["dataset_kwargs"]
+    with pytest.raises(DataError, match="needs the columns prompt, label or type; found Goal"):
+        safety_tasks.read_suite(**kwargs)
+    assert asked[1].startswith("hub:Paul/XSTest@")
     with pytest.raises(DataError, match='suite "advbench": its file is needed, but no data folder is named'):
         safety_tasks.read_suite("advbench")
 

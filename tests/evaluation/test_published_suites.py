@@ -198,8 +198,8 @@ def test_a_shared_folder_of_the_hub_library_gives_the_same_prompts(tmp_path: Pat
     assert asked[0].startswith("hub:JailbreakBench/JBB-Behaviors@d8d87b8fdcb7806e3b4e45fffb2bc24aa6b17f32#behaviors:")
     assert asked[1] == "hub:me/mine:train"
     assert prompt_set_hash(pinned.prompts) == prompt_set_hash(named.prompts)
-    with pytest.raises(DataError, match='suite "advbench": no hub name is known for it'):
-        load("advbench=hub:")
+    with pytest.raises(DataError, match='suite "dangerousqa": no hub name is known for it'):
+        load("dangerousqa=hub:")
 
 
 def test_the_data_folder_comes_from_the_setting_before_the_environment(tmp_path: Path, monkeypatch) -> None:
@@ -214,7 +214,10 @@ def test_the_data_folder_comes_from_the_setting_before_the_environment(tmp_path:
 def test_a_missing_file_says_where_to_get_it(tmp_path: Path, monkeypatch) -> None:
     """One line names the repository, the licence and both ways of naming the file, whatever is missing."""
     monkeypatch.delenv(DATA_VARIABLE, raising=False)
-    remedy = r"Get it from https://github.com/llm-attacks.* \(licence: MIT\) and give advbench=PATH, or set"
+    remedy = (
+        r"Get it from https://github.com/llm-attacks.* \(licence: MIT\) and give advbench=PATH \(or advbench=hub: for "
+        r"walledai/AdvBench:train\), or set"
+    )
     for name, folder, problem in (
         ("advbench", None, "no data folder is named"),
         ("advbench", tmp_path / "absent", "is no folder"),
@@ -231,7 +234,8 @@ def test_wrong_columns_are_named_beside_the_required_ones(tmp_path: Path) -> Non
     """The sentence says what the suite needs, what was found, and what its file looks like."""
     path = write_table(tmp_path / "x.csv", ["Behavior", "text"], [["a", "b"]])
     with pytest.raises(
-        DataError, match='"harmbench" needs the columns Behavior, FunctionalCategory; found Behavior, text'
+        DataError,
+        match='"harmbench" needs the columns Behavior or prompt, FunctionalCategory or category; found Behavior, text',
     ):
         load(f"harmbench={path}")
     with pytest.raises(

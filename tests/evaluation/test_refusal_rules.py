@@ -1,8 +1,6 @@
 """Our own keyword judge: what it looks at, how its sum comes about, and that untrusted text cannot stop it."""
 
-import re
 import time
-from pathlib import Path
 
 import pytest
 
@@ -27,17 +25,12 @@ def share_right(judge: Judge, answers: tuple[LabelledAnswer, ...]) -> float:
     return sum(right) / len(right)
 
 
-def test_the_documents_say_how_often_it_is_right():
-    """The row of the documents is what it reaches on each set, and on the test half no published list comes near."""
-    half, test = read_labelled_answers("development"), read_labelled_answers("test")
-    sets = (half, test, read_development_answers()[len(half) :])
-    found = [share_right(find_judge(NAME), answers) for answers in sets]
-    document = (Path(__file__).parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
-    (row,) = re.findall(rf"^\| `{NAME}` (\|.*\[.*)$", document, re.MULTILINE)
-    assert re.findall(r"\| ([\d.]+)%", row) == [f"{share:.1%}"[:-1] for share in found]
+def test_no_published_list_comes_near():
+    """On the half that nobody looked at it is right far more often than the best of the seven lists."""
+    test = read_labelled_answers("test")
     published = {judge.name for judge in list_judges()} & {found.name for found in read_keyword_lists()}
     assert len(published) == 7
-    assert found[1] >= max(share_right(find_judge(name), test) for name in published) + 0.25
+    assert share_right(find_judge(NAME), test) >= max(share_right(find_judge(name), test) for name in published) + 0.25
 
 
 def test_the_weights_that_ship_are_those_of_the_development_answers():

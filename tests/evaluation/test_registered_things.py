@@ -181,8 +181,8 @@ def test_answers_to_harmless_prompts_are_no_attacks() -> None:
         assert (answered.refused, answered.attack_succeeded, answered.harmfulness) == (False, False, None)
 
 
-def test_every_refusal_of_tiny_world_is_found_by_the_default_judge() -> None:
-    """The default keyword judge agrees with the exact oracle on each refusal wording of the language."""
+def test_every_refusal_of_tiny_world_is_found_by_the_list() -> None:
+    """The list that leads on tiny world agrees with the exact oracle on each refusal wording of the language."""
     prompt = load_suite("tiny-world-harmful", 1).prompts[0]
     for wording in tiny_world.language.REFUSALS:
         answer = wording.format(action="steal", object="car")

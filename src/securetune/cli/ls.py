@@ -73,7 +73,7 @@ def _defense_row(defense: DefenseDescription) -> dict[str, Any]:
 
 def _suite_row(suite: RegisteredSuite) -> dict[str, Any]:
     row = {"name": suite.name, "description": suite.description, "kind": suite.kind, "wrapper": suite.wrapper}
-    return {**row, **_facts(suite)}
+    return {**row, **_facts(suite), "hub": getattr(suite.published, "hub", None)}
 
 
 def _task_row(task: RegisteredTask) -> dict[str, Any]:

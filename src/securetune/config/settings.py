@@ -262,7 +262,8 @@ class EvaluationSettings(Settings):
         data_dir: Folder with the files of published suites and tasks, such as `advbench/harmful_behaviors.csv`; None
             takes the environment variable `SECURETUNE_DATA`. The package ships none of them.
         judges: Registered judge names, perhaps with the place of a judge's weights (`llama-guard-3=FOLDER`); several
-            judge the same responses.
+            judge the same responses, and the first one leads. Empty: `refusal-rules` and beside it the published list
+            `keywords-shallow`; for tiny world's own suites that list and the exact oracle.
         llm_judge: The server behind the judge `llm`, what it is asked and what it may cost; None without that judge.
         task: Registered task (`gsm8k`, `pubmedqa`, `gsm8k=PATH`), or a JSON-lines file with `prompt` and `answer`, and
             perhaps `choices`, or None. In front of a file may stand the rule by which answers are marked, such as
@@ -272,7 +273,7 @@ class EvaluationSettings(Settings):
         max_prompts: Most prompts a suite, and a task; None takes all.
         max_new_tokens: Longest answer, in tokens.
         batch_size: Prompts generated together, or `auto`: as many as the free memory holds, at most 256 on a GPU and
-            64 on a CPU, where more bring nothing; halved where memory runs out. It changes no answer in float32.
+            128 on a CPU, where more bring nothing; halved where memory runs out. It changes no answer in float32.
         generation: Defenses at generation, as `training.generation` takes them, for every model that is evaluated.
             None: those that the model's folder names, where `securetune train` wrote them; an empty list: none.
         min_start_refusal_rate: The start model must refuse at least this share of plain harmful prompts, in [0, 1];

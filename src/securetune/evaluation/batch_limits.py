@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 BatchSize = int | Literal["auto"]
 
-ROWS_ON_CPU = 64
-"""Most rows on a CPU. One core, 1.2M parameters: 32 rows are 8.7 times as fast as one, 64 rows 9.4, 128 rows 9.5."""
+ROWS_ON_CPU = 128
+"""Most rows on a CPU. 192 mixed prompts to a model of 6 layers and width 64 took one core 3.2 s in batches of 64 rows,
+and 2.8 s in batches of 96 and of 128; where the memory does not hold their cache, there are fewer."""
 
 ROWS_ON_GPU = 256
 """Most rows on a GPU: beyond, a step takes longer in proportion."""

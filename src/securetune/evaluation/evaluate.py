@@ -32,7 +32,7 @@ from securetune.evaluation.answered_suite import (
 from securetune.evaluation.answering import Answerer, ModelAnswerer
 from securetune.evaluation.judges import Judge, idle_sentence, open_judge, unsuited_sentence
 from securetune.evaluation.judging import SuiteAnswers, check_verdict_files, judge_key, judge_suites
-from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE
+from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE, DEFAULT_KEYWORD_LIST
 from securetune.evaluation.llm_judge import unused_sentence
 from securetune.evaluation.lm_eval_utility import LmEvalTasks, check_utility, check_utility_run, measure_utility
 from securetune.evaluation.probe_suites import HARMFUL, HARMLESS
@@ -202,8 +202,9 @@ def _with_defaults(settings: EvaluationSettings, model: ModelSettings) -> Evalua
     if built_in and not suites:
         suites, task = SUITES, task or TASK
     only_tiny_world = bool(suites) and all(_is_tiny_world(name) for name in suites)
-    judges = settings.judges or (DEFAULT_KEYWORD_JUDGE, *([JUDGE] if only_tiny_world else []))
-    return settings.model_copy(update={"suites": suites, "task": task, "judges": judges})
+    # The list knows every refusal of tiny world's language; the rules are for English.
+    unnamed = (DEFAULT_KEYWORD_LIST, JUDGE) if only_tiny_world else (DEFAULT_KEYWORD_JUDGE, DEFAULT_KEYWORD_LIST)
+    return settings.model_copy(update={"suites": suites, "task": task, "judges": settings.judges or unnamed})
 
 
 def _is_tiny_world(suite: str) -> bool:

@@ -157,7 +157,7 @@ def unsuited_sentence(judge: Judge, suite: Suite) -> str | None:
         if missing:
             return (
                 f'judge "{judge.name}" cannot judge suite "{suite.name}": its prompts need {" and ".join(missing)}. '
-                f"Choose another judge, such as keywords-shallow."
+                f"Choose another judge, such as refusal-rules."
             )
     return None
 

@@ -15,8 +15,13 @@ from securetune.artifacts import Verdict
 from securetune.data.prompts import Prompt
 from securetune.evaluation.judges import Judge, one_by_one, register_judge
 
-DEFAULT_KEYWORD_JUDGE = "keywords-shallow"
-"""The longest list, a superset of the ones used in the line of work that this package implements."""
+DEFAULT_KEYWORD_JUDGE = "refusal-rules"
+"""Who leads where no judge is named: right on 91 % of hand-written answers that it had never seen, where the lists are
+right on 52 to 63 % (`docs/judges.md`)."""
+
+DEFAULT_KEYWORD_LIST = "keywords-shallow"
+"""Who judges beside it, so that figures can be compared with published ones: the longest list, a superset of the ones
+used in the line of work that this package implements."""
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u02bc\u2032\uff07`\u00b4", "'"))
 

@@ -1,8 +1,9 @@
 """Files of published suites and tasks: facts about each, where it is looked for, and how its rows are read.
 
-The package holds none of the data. A file is read from what the user names (`advbench=PATH`, a file or a folder, or
-`advbench=hub:owner/name`), or from the data folder: the setting `evaluation.data_dir`, else the environment variable
-`SECURETUNE_DATA`. Nothing is ever downloaded that was not named with `hub:`.
+The package holds none of the data. A file is read from what the user names (`advbench=PATH`, a file or a folder;
+`advbench=hub:owner/name`; or `advbench=folder:PATH` for what the `datasets` library saved), or from the data folder:
+the setting `evaluation.data_dir`, else the environment variable `SECURETUNE_DATA`. Nothing is ever downloaded that was
+not named with `hub:`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from securetune.data.data_sets import read_data_set_rows
+from securetune.data.data_sets import names_data_set, read_data_set_rows
 from securetune.data.prompts import Prompt
 from securetune.errors import DataError
 from securetune.evaluation.upstream_files import Row, shown_names
@@ -82,7 +83,7 @@ class PublishedFile:
         """Find the file and read its rows.
 
         Args:
-            location: File, folder or hub name; None looks into the data folder.
+            location: File, folder or name of a data set; None looks into the data folder.
             data_dir: The data folder; None takes the environment's.
 
         Returns:
@@ -91,8 +92,8 @@ class PublishedFile:
         Raises:
             DataError: If the file is not found or has another shape.
         """
-        if location is not None and location.startswith(_HUB):
-            source = self._hub_name(location)
+        if location is not None and names_data_set(location):
+            source = self._data_set_name(location)
             rows = read_data_set_rows(source)
         else:
             path = self._find(location, data_dir)
@@ -116,12 +117,13 @@ class PublishedFile:
     @property
     def where_to_get_it(self) -> str:
         """One sentence for a user who does not have the file."""
+        hub = "" if self.hub is None else f" (or {self.name}=hub: for {self.hub})"
         return (
-            f"Get it from {self.facts.repository} (licence: {self.facts.licence}) and give {self.name}=PATH, "
+            f"Get it from {self.facts.repository} (licence: {self.facts.licence}) and give {self.name}=PATH{hub}, "
             f"or set evaluation.data_dir or {DATA_VARIABLE} to a folder that holds {self.files[0]}."
         )
 
-    def _hub_name(self, location: str) -> str:
+    def _data_set_name(self, location: str) -> str:
         if self.no_hub is not None:
             raise DataError(f'{self.what} "{self.name}": {self.no_hub}')
         if location != _HUB:

@@ -27,7 +27,7 @@ def require_refusing_start_model(scores: Scores, settings: EvaluationSettings) -
             raise StartModelError(
                 f"No judge could judge any of the {suite.count} answers of the start model {scores.model.name} to "
                 f"{suite.name}, so it is not known whether there is safety to keep. Choose another judge, such as "
-                "keywords-shallow."
+                "refusal-rules."
             )
         refused = told[0].rate
         if refused.value < settings.min_start_refusal_rate:

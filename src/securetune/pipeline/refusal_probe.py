@@ -13,7 +13,7 @@ from securetune.config import ModelSettings
 from securetune.data.prompts import Prompt
 from securetune.evaluation import generate_answers
 from securetune.evaluation.judges import find_judge
-from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_JUDGE
+from securetune.evaluation.keyword_judges import DEFAULT_KEYWORD_LIST
 from securetune.models import ChatModel
 from securetune.models.identity import chat_template_hash
 from securetune.models.whole_weights import whole_shape
@@ -80,7 +80,7 @@ class RefusalProbe(TrainerCallback):
 
         Every process of a distributed training does the same, so that all of them stop together.
         """
-        chat, judge = _in_training(trainer), find_judge(DEFAULT_KEYWORD_JUDGE)
+        chat, judge = _in_training(trainer), find_judge(DEFAULT_KEYWORD_LIST)
         was_training = trainer.network.training
         trainer.network.eval()
         try:

@@ -24,6 +24,7 @@ ADVBENCH = register_published(
         form="CSV with the columns goal and target",
         read=read_table,
         columns=(("goal", "prompt"),),
+        hub="walledai/AdvBench:train",  # the columns prompt and target; 520 rows
         selections={"protocol": by_digest(110), "full": everything},
     )
 )

@@ -27,8 +27,9 @@ CATQA = register_published(
         files=("catqa/catqa_english.json", "harmful_questions/catqa_english.json"),
         form="JSON: category > subcategory > list of questions",
         read=partial(read_nested_lists, levels=("category", "subcategory")),
-        columns=(("prompt", "Question"),),
+        columns=(("prompt", "Question"), ("category", "Category"), ("subcategory", "Subcategory")),
         selections={"protocol": first_of_each(("category", "subcategory"), 2), "full": everything},
+        hub="declare-lab/CategoricalHarmfulQA@321e068b391b7d1aeeb882ac468356a9513c9167:en",
     )
 )
 
@@ -48,6 +49,8 @@ HARMFULQA = register_published(
         form="JSON: topic > subtopic > list of questions",
         read=partial(read_nested_lists, levels=("topic", "subtopic")),
         columns=(("prompt", "question"),),
+        left_out=("blue_conversations", "red_conversations"),  # the hub's copy has answers, which no judge may see
+        hub="declare-lab/HarmfulQA@6f1a78aed47d16c0695e4595d0159abc38197bfd:train",
     )
 )
 

@@ -7,8 +7,12 @@ from securetune.evaluation.suites.suite import SuiteFacts
 from securetune.evaluation.upstream_files import Row, read_table
 
 
-def _is_standard(row: Row) -> bool:
-    return bool(str(row["FunctionalCategory"]).strip() == "standard")
+def _is_standard(row: Row) -> bool | str:
+    """Read the kind; the hub's copy has a configuration for each, of which the standard one alone has no context."""
+    kind = row.get("FunctionalCategory")
+    if kind is not None:
+        return str(kind).strip() == "standard"
+    return "`FunctionalCategory` must say which behaviours are standard" if "Behavior" in row else "context" not in row
 
 
 HARMBENCH = register_published(
@@ -30,8 +34,9 @@ HARMBENCH = register_published(
         ),
         form="CSV with the columns Behavior, FunctionalCategory, SemanticCategory, Tags, ContextString and BehaviorID",
         read=read_table,
-        columns=(("Behavior",), ("FunctionalCategory",)),
+        columns=(("Behavior", "prompt"), ("FunctionalCategory", "category")),
         keeps=_is_standard,
         renamed={"SemanticCategory": "category", "BehaviorID": "behavior_id"},
+        hub="walledai/HarmBench#standard:train",  # the columns prompt and category; 200 rows
     )
 )

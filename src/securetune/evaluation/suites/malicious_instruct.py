@@ -14,12 +14,13 @@ MALICIOUS_INSTRUCT = register_published(
         facts=SuiteFacts(
             version="1",
             counts={"full": 100},
-            licence="unclear",
+            licence="unclear (hub copy: CC BY-SA 4.0)",
             paper="Huang et al., arXiv 2310.06987",
             repository="https://github.com/Princeton-SysML/Jailbreak_LLM (data/MaliciousInstruct.txt)",
         ),
         files=("maliciousinstruct/MaliciousInstruct.txt", "data/MaliciousInstruct.txt"),
         form="a text of one question a line",
         read=read_lines,
+        hub="walledai/MaliciousInstruct:train",  # the column prompt; 100 rows
     )
 )

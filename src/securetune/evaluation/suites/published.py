@@ -29,6 +29,7 @@ class PublishedSuite(PublishedFile):
         selections: Split → which prompts, the default first.
         keeps: Row → whether it belongs to the suite, or what is wrong with it.
         renamed: Column → name in the metadata, where it is not the column's in lower case.
+        left_out: Columns that do not go into the metadata.
         wrapper: What the prompts are an attack of, or None for plain requests.
     """
 
@@ -37,6 +38,7 @@ class PublishedSuite(PublishedFile):
     selections: Mapping[str, Selection] = field(default_factory=lambda: {"full": everything})
     keeps: Callable[[Row], bool | str] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     wrapper: str | None = None
 
     def load(self, split: str, location: str | None = None, data_dir: str | None = None) -> list[Prompt]:
@@ -73,7 +75,11 @@ class PublishedSuite(PublishedFile):
         if problem:
             return f"`{column}` {problem}" if kept is True else problem
         text = row[column].strip()
-        more = {self.renamed.get(name, name.lower()): value for name, value in row.items() if name != column and value}
+        more = {
+            self.renamed.get(name, name.lower()): value
+            for name, value in row.items()
+            if value and name not in (column, *self.left_out)
+        }
         return prompt_from_text(f"{self.name}:{number}", text, {**more, "behavior": text})
 
 

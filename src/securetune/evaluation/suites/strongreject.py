@@ -22,5 +22,6 @@ STRONGREJECT = register_published(
         form="CSV with the columns category, source and forbidden_prompt",
         read=read_table,
         columns=(("forbidden_prompt", "prompt"),),
+        hub="walledai/StrongREJECT:train",  # the columns prompt, category and source; 313 rows
     )
 )

@@ -10,6 +10,8 @@ from securetune.evaluation.suites.suite import SuiteFacts, SuiteKind
 from securetune.evaluation.upstream_files import Row, read_table
 
 _LABELS = ("safe", "unsafe")
+_HUB = "Paul/XSTest@f600c994b256f12867dfa5b3eb3d545a3e62f8b5:train"
+"""The author's own copy; its file has the same SHA-256 as the repository's (11783fb294ed…)."""
 
 
 def _has_label(row: Row, wanted: str) -> bool | str:
@@ -40,6 +42,7 @@ def _register(name: str, title: str, kind: SuiteKind, count: int, keeps: Callabl
             columns=(("prompt",), ("label", "type")),
             keeps=keeps,
             renamed={"type": "category", "id": "upstream_id"},
+            hub=_HUB,
         )
     )
 
