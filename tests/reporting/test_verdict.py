@@ -105,3 +105,16 @@ def test_without_a_control_nothing_is_said_of_the_choice() -> None:
 def test_labels_of_the_user_are_left_as_they_are() -> None:
     """Only the known methods have a name of their own."""
     assert [display_name(label) for label in ("ml-lr", "swat-2")] == ["ML-LR", "swat-2"]
+
+
+def test_of_many_methods_the_best_and_the_papers_own_are_named() -> None:
+    """With more than six they are counted: those clearly below plain tuning at its accuracy; the rest is in the table."""
+    rates = {"a": 0.3, "b": 0.1, "c": 0.2, "d": 0.4, "e": 0.5, "swat": 0.6, "worse": 0.9}
+    rows = {label: row(rate, against=rate - 0.72) for label, rate in rates.items()}
+    unlearned = {"unlearned": row(0.0, accuracy=0.5, against=-0.72)}
+    sentence = verdict_sentence({"start": START, "ift": IFT, **rows, **unlearned})
+    opening, counted, *clauses, last = sentence.split("; ")
+    assert opening.endswith("to 72.0%")
+    assert counted == "6 of 8 methods ended clearly below that at the same task accuracy"
+    assert [clause.split(" ")[0] for clause in clauses] == ["b", "c", "a", "SWAT"]
+    assert last == "the table has all of them."

@@ -10,6 +10,12 @@ from securetune.reporting.run_results import START
 SAME_TASK_ACCURACY = 0.02
 """Largest difference of task accuracy, as a share, at which two methods count as equally good at the task."""
 
+_MOST_CLAUSES = 6
+"""Most methods of which each gets a clause of its own; of more, nobody would read it."""
+
+_NAMED_ANYWAY = ("ml-lr", "swat")
+_LOWEST = 3
+
 _NAMES = {START: "Start model", "ift": "IFT", "ml-lr": "ML-LR", "swat": "SWAT"}
 
 Rows = Mapping[str, MethodComparison]
@@ -34,7 +40,21 @@ def verdict_sentence(rows: Rows) -> str:
     methods = {label: row for label, row in rows.items() if row.asr_minus_ift is not None and not row.is_control}
     if not methods:
         return f"{opening}; no other method is complete yet."
+    if len(methods) > _MOST_CLAUSES:
+        return "; ".join([opening, *_clauses_of_many(methods, baseline)]) + "."
     return "; ".join([opening, *(_clause(label, row, baseline) for label, row in methods.items())]) + "."
+
+
+def _clauses_of_many(methods: Rows, baseline: MethodComparison) -> list[str]:
+    """Count the methods that helped, and name those with the lowest rates, and the paper's own."""
+    equal = {label: row for label, row in methods.items() if _learned_as_much(row.task_accuracy, baseline)}
+    helped = {label: row.asr.mean for label, row in equal.items() if row.asr and _is_below(row)}
+    named = dict.fromkeys([*sorted(helped, key=helped.__getitem__)[:_LOWEST], *_NAMED_ANYWAY])
+    return [
+        f"{len(helped)} of {len(methods)} methods ended clearly below that at the same task accuracy",
+        *(_clause(label, methods[label], baseline) for label in named if label in methods),
+        "the table has all of them",
+    ]
 
 
 def control_sentence(rows: Rows) -> str | None:
@@ -71,11 +91,20 @@ def _clause(label: str, row: MethodComparison, baseline: MethodComparison) -> st
     assert row.asr_minus_ift is not None
     name, share = display_name(label), _percent(row.asr.mean)
     task = _task(row.task_accuracy, baseline.task_accuracy)
-    if row.asr_minus_ift.high < 0:
+    if _is_below(row):
         return f"{name} kept it at {share} ({row.asr.mean / baseline.asr.mean:.2f} × IFT's) {task}"
     if row.asr_minus_ift.low > 0:
         return f"{name} made it worse: {share} {task}"
     return f"{name} does not clearly help here: {share} {task}"
+
+
+def _is_below(row: MethodComparison) -> bool:
+    return row.asr_minus_ift is not None and row.asr_minus_ift.high < 0
+
+
+def _learned_as_much(ours: MetricSummary | None, baseline: MethodComparison) -> bool:
+    theirs = baseline.task_accuracy
+    return ours is not None and theirs is not None and abs(ours.mean - theirs.mean) <= SAME_TASK_ACCURACY
 
 
 def _task(ours: MetricSummary | None, baseline: MetricSummary | None) -> str:
