@@ -108,7 +108,7 @@ def test_labels_of_the_user_are_left_as_they_are() -> None:
 
 
 def test_of_many_methods_the_best_and_the_papers_own_are_named() -> None:
-    """With more than six they are counted: those clearly below plain tuning at its accuracy; the rest is in the table."""
+    """More than six are counted, as clearly below plain tuning at its accuracy or not; the rest is in the table."""
     rates = {"a": 0.3, "b": 0.1, "c": 0.2, "d": 0.4, "e": 0.5, "swat": 0.6, "worse": 0.9}
     rows = {label: row(rate, against=rate - 0.72) for label, rate in rates.items()}
     unlearned = {"unlearned": row(0.0, accuracy=0.5, against=-0.72)}
