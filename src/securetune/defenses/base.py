@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -112,6 +113,9 @@ class DefenseContext:
         modules: The model's projections, as it is now, with adapters if there are any.
         tokenizer: The model's, or None where nothing is rendered, as in a plan.
         model_name: The start model's name as the user gave it.
+        sensitivities: Module → how far the logit of harm shifts when it alone is perturbed, from the manifest; empty
+            where that has none.
+        folder: Where the training writes, for what a method keeps; None: nowhere.
     """
 
     settings: TrainingSettings
@@ -122,6 +126,8 @@ class DefenseContext:
     modules: Sequence[ProjectionModule] = ()
     tokenizer: PreTrainedTokenizerBase | None = None
     model_name: str = ""
+    sensitivities: Mapping[str, float] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 class NoOptions(Settings):
@@ -134,6 +140,7 @@ class Defense:
     Attributes:
         name: What the user types; set by `register_defense`.
         needs_manifest: Whether it cannot run without a manifest of robust modules.
+        needs_sensitivities: Whether that manifest must hold the modules' sensitivities.
         stage: Where in a model's life it acts.
         purpose: `defense`; `control`, which a defense has to beat; or `attack`, for experiments on defenses alone.
         needs: What it needs besides the model, the data and a manifest, in a few words.
@@ -147,6 +154,7 @@ class Defense:
 
     name: ClassVar[str]
     needs_manifest: bool = False
+    needs_sensitivities: bool = False
     stage: ClassVar[Literal["data", "training", "weights", "generation"]] = "training"
     purpose: ClassVar[Literal["defense", "control", "attack"]] = "defense"
     needs: ClassVar[str] = ""
