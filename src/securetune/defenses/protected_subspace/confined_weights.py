@@ -10,7 +10,7 @@ from jaxtyping import Int
 from peft import PeftModel
 from torch import Tensor, nn
 
-from securetune.defenses.protected_subspace.confinement import ConfinedWeight
+from securetune.defenses.protected_subspace.confinement import Basis, ConfinedWeight
 from securetune.defenses.protected_subspace.gathering import Subspaces
 from securetune.models import ProjectionModule
 from securetune.models.parameter_names import own_name, parameters_by_name
@@ -33,16 +33,18 @@ def confined_weights(
     """
     is_adapted = isinstance(model, PeftModel)
     parameters = dict(parameters_by_name(model))
+    bases: dict[int, Basis] = {}
     found = []
     for name, together in _by_parameter(model, modules, is_adapted).items():
         ranks = [subspaces.rank(module) for module in together]
         if max(ranks) == 0:
             continue
-        directions = subspaces.spectra[together[0].path].vectors[:, : max(ranks)]
+        vectors = subspaces.spectra[together[0].path].vectors
+        basis = bases.setdefault(id(vectors), Basis(vectors))
         transposed = together[0].part.transposed and not is_adapted
         outputs = parameters[name].shape[-1 if transposed else 0]
         row_ranks = None if is_adapted else _row_ranks(outputs, together, ranks)
-        found.append(ConfinedWeight(name, directions, is_adapted, transposed, row_ranks))
+        found.append(ConfinedWeight(name, basis, max(ranks), is_adapted, transposed, row_ranks))
     return found
 
 

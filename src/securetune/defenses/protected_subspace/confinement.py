@@ -22,6 +22,23 @@ from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Placement, Re
 from securetune.errors import ConfigError
 
 
+class Basis:
+    """The directions of an input, in one place for all weights that have it, on whichever device these train.
+
+    Attributes:
+        vectors: Orthonormal, one a column, the leading ones first.
+    """
+
+    def __init__(self, vectors: Float[Tensor, "_in _rank"]) -> None:
+        self.vectors = vectors
+
+    def leading(self, rank: int, device: torch.device) -> Float[Tensor, "_in _rank"]:
+        """Return the leading directions, as a view."""
+        if self.vectors.device != device:
+            self.vectors = self.vectors.to(device)
+        return self.vectors[:, :rank]
+
+
 class _Here(NamedTuple):
     """What a process needs of the constants for its part of a parameter.
 
@@ -45,7 +62,8 @@ class ConfinedWeight:
 
     Args:
         name: The parameter's, as `named_parameters()` of the model alone gives it.
-        directions: U.
+        basis: The directions of its input.
+        rank: Number of leading ones that are U.
         is_adapter: Whether it is an adapter's A, of which nothing is to pass in these directions; it has no anchor.
         transposed: Whether the parameter is stored (inputs, outputs).
         row_ranks: How many of the leading directions count for each output; None: all of them.
@@ -57,13 +75,15 @@ class ConfinedWeight:
     def __init__(
         self,
         name: str,
-        directions: Float[Tensor, "_in rank"],
+        basis: Basis,
+        rank: int,
         is_adapter: bool = False,
         transposed: bool = False,
         row_ranks: Int[Tensor, " _out"] | None = None,
     ) -> None:
         self.name = name
-        self.directions = directions
+        self.basis = basis
+        self.rank = rank
         self.is_adapter = is_adapter
         self.anchor: Float[Tensor, "_out rank"] | None = None
         self.transposed = transposed
@@ -74,7 +94,7 @@ class ConfinedWeight:
     def anchored(self, parameter: Tensor) -> Float[Tensor, "_out rank"]:
         """Return what a parameter, whole in this process, does to the directions."""
         weight = parameter.mT if self.transposed else parameter
-        return weight.float() @ self.directions
+        return weight.float() @ self.basis.leading(self.rank, weight.device)
 
     @torch.no_grad()
     def confine(self, parameter: Tensor) -> None:
@@ -102,13 +122,14 @@ class ConfinedWeight:
     def _counts(self) -> Tensor | None:
         if self.row_ranks is None:
             return None
-        return torch.arange(self.directions.shape[1], device=self.row_ranks.device) < self.row_ranks[:, None]
+        return torch.arange(self.rank) < self.row_ranks[:, None]
 
     def _whole(self, parameter: Tensor) -> _Here:
         def here(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(parameter.device)
 
-        return _Here(parameter, self.directions.to(parameter.device), here(self.anchor), here(self._counts()), None)
+        directions = self.basis.leading(self.rank, parameter.device)
+        return _Here(parameter, directions, here(self.anchor), here(self._counts()), None)
 
     def _divided(self, parameter: DTensor) -> _Here:
         mesh, placements = parameter.device_mesh, parameter.placements
@@ -126,7 +147,8 @@ class ConfinedWeight:
             there = value.to(parameter.device)
             return distribute_tensor(there, mesh, places, src_data_rank=None).to_local()
 
-        directions = own(self.directions, by_input)
+        whole = self.basis.leading(self.rank, parameter.device)
+        directions = own(whole, by_input) if any(at_inputs) else whole
         assert directions is not None
         summed = (mesh, before, by_output) if any(at_inputs) else None
         return _Here(parameter, directions, own(self.anchor, by_output), own(self._counts(), by_output), summed)

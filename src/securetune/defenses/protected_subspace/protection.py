@@ -15,15 +15,17 @@ all parameters and on LoRA. Not part of it: GuardSpace's initialisation of the a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from securetune.artifacts import parameter_path
-from securetune.config import Settings, TrainingSettings
+from securetune.artifacts import ModelIdentity, parameter_path, sha256_json
+from securetune.config import ModelSettings, Settings, TrainingSettings
 from securetune.data.prompts import Prompt
 from securetune.defenses.base import Defense, DefenseContext, Phase
 from securetune.defenses.protected_subspace.confined_weights import confined_weights, holder_path
@@ -32,15 +34,32 @@ from securetune.defenses.protected_subspace.energies import module_energies
 from securetune.defenses.protected_subspace.gathering import (
     Subspaces,
     gather_subspaces,
+    prompts_hash,
     prompts_to_protect,
     shared_subspaces,
 )
 from securetune.defenses.protected_subspace.options import ProtectedSubspaceOptions
 from securetune.defenses.protected_subspace.phases import protected_phases, schedule_of
+from securetune.defenses.protected_subspace.saved_subspaces import (
+    FOLDER,
+    Gathered,
+    read_saved,
+    read_saved_prompts,
+    save_subspaces,
+    saved_with_key,
+    use_saved,
+)
 from securetune.defenses.protected_subspace.spectrum import InputSpectrum
 from securetune.defenses.registry import register_defense
 from securetune.errors import ConfigError
-from securetune.models import ProjectionModule
+from securetune.models import (
+    ProjectionModule,
+    check_model,
+    check_same_model,
+    check_same_model_in_files,
+    identify,
+    is_quantized,
+)
 from securetune.models.parameter_names import parameters_by_name
 from securetune.processes import joined_processes
 
@@ -107,13 +126,14 @@ class ProtectedSubspace(Defense):
         if _is_sharded(model):
             _require_known(self._subspaces)
             return
-        chosen = self._chosen(context)
-        _require_plain_weights(model, chosen)
+        chosen = self.modules_to_protect(context)
+        require_plain_weights(model, chosen)
         processes = joined_processes()
         found: Subspaces | None = None
         with processes.failing_together():
             if processes.is_main:
-                found = self._gathered(model, chosen, context)
+                folder = context.folder / FOLDER if context.folder else None
+                found = self.found_subspaces(model, chosen, context, folder)
         self._subspaces = shared_subspaces(found, processes)
         self._confined = confined_weights(model, chosen, self._subspaces)
         parameters = dict(parameters_by_name(model))
@@ -139,9 +159,25 @@ class ProtectedSubspace(Defense):
         """Return the requests whose directions are protected; none at energy 0.
 
         Raises:
-            DataError: If the file of `prompts` cannot be read.
+            InputError: If the file of `prompts`, or the folder of `subspaces`, cannot be read.
         """
-        return [] if self.own.energy == 0 else prompts_to_protect(self.own, model_name)
+        if self.own.energy == 0:
+            return []
+        if self.own.subspaces is not None:
+            return read_saved_prompts(Path(self.own.subspaces))
+        return prompts_to_protect(self.own, model_name)
+
+    def check(self, model: ModelSettings) -> None:
+        """Refuse a folder of directions that is broken, or another model's.
+
+        Raises:
+            InputError: If it is such.
+        """
+        if self.own.subspaces is None or self.own.energy == 0:
+            return
+        saved = read_saved(Path(self.own.subspaces))
+        if not check_model(model) and not is_quantized(model):  # told elsewhere; packed weights are compared later
+            check_same_model_in_files(saved.model, model, self.own.subspaces)
 
     def evidence(self) -> dict[str, Any]:
         """Return how many directions of each projection are protected, and the share of the energy that they hold."""
@@ -179,21 +215,62 @@ class ProtectedSubspace(Defense):
             return []
         return [(name, found.spectra[parameter_path(name)], energy) for name, energy in found.energies.items()]
 
-    def _gathered(self, model: nn.Module, chosen: list[ProjectionModule], context: DefenseContext) -> Subspaces:
-        """Return the directions.
+    def found_subspaces(
+        self, model: nn.Module, modules: Sequence[ProjectionModule], context: DefenseContext, folder: Path | None
+    ) -> Subspaces:
+        """Return the directions: those in the folder, those of `subspaces`, or gathered from the model.
+
+        Args:
+            model: The start model.
+            modules: The projections to protect.
+            context: The training.
+            folder: Where they are kept, for a training that goes on; None: nowhere.
 
         Raises:
-            InputError: If there is no tokenizer, or no sensitivity where energies go by it.
+            InputError: If there is no tokenizer, no sensitivity where energies go by it, or `subspaces` does not fit.
         """
-        sensitivities = context.sensitivities if self.needs_sensitivities else None
-        names = [module.name for module in chosen]
-        energies = module_energies(names, self.own.energy, sensitivities, self.own.sensitivity_exponent)
+        energies, gathered = self.wanted(model, modules, context)
+        found = saved_with_key(folder, gathered.key)
+        if found is not None:
+            return found
+        if self.own.subspaces is not None:
+            widths = {module.path: module.weight_in(model).shape[-1] for module in modules}
+            found = use_saved(Path(self.own.subspaces), widths, energies)
+        else:
+            assert context.tokenizer is not None
+            found = gather_subspaces(model, context.tokenizer, gathered.prompts, modules, energies, self.own)
+        if folder is not None:
+            save_subspaces(folder, found, gathered)
+        return found
+
+    def wanted(
+        self, model: nn.Module, modules: Sequence[ProjectionModule], context: DefenseContext
+    ) -> tuple[dict[str, float], Gathered]:
+        """Return the energy of each projection, and what its directions are to be gathered from.
+
+        Raises:
+            InputError: As `found_subspaces`.
+        """
         if context.tokenizer is None:
             raise ConfigError("protected-subspace needs the model's tokenizer (processing_class) to render its prompts")
+        sensitivities = context.sensitivities if self.needs_sensitivities else None
+        names = [module.name for module in modules]
+        energies = module_energies(names, self.own.energy, sensitivities, self.own.sensitivity_exponent)
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        name = context.model_name or type(plain).__name__
+        identity = identify(plain, context.tokenizer, ModelSettings(name=name))
+        source: dict[str, Any] = self.own.of_gathering
+        if self.own.subspaces is not None:
+            saved = read_saved(Path(self.own.subspaces))
+            check_same_model(_comparable(saved.model, identity, plain), identity, self.own.subspaces)
+            source = {"subspaces": saved.weights_hash}
         prompts = self.prompts_used(context.model_name)
-        return gather_subspaces(model, context.tokenizer, prompts, chosen, energies, self.own)
+        weights, template = identity.weights_fingerprint, identity.chat_template_hash
+        key = sha256_json([weights, template, prompts_hash(prompts), source, energies])
+        return energies, Gathered(key, identity, prompts, self.own)
 
-    def _chosen(self, context: DefenseContext) -> list[ProjectionModule]:
+    def modules_to_protect(self, context: DefenseContext) -> list[ProjectionModule]:
+        """Return all projections, or those outside Mods_Rob."""
         if self.own.protect == "all":
             return list(context.modules)
         robust = tuple(context.parameters.robust)
@@ -206,9 +283,17 @@ class ProtectedSubspace(Defense):
     def _biases(self, context: DefenseContext) -> set[str]:
         if self.own.energy == 0:
             return set()
-        return {f"{module.weight_name.rpartition('.')[0]}.bias" for module in self._chosen(context)} & set(
+        return {f"{module.weight_name.rpartition('.')[0]}.bias" for module in self.modules_to_protect(context)} & set(
             context.parameters.all
         )
+
+
+def _comparable(saved: ModelIdentity, here: ModelIdentity, model: nn.Module) -> ModelIdentity:
+    """Leave out the weights where those here are packed, as a quantized model's are."""
+    if not getattr(model, "is_quantized", False):
+        return saved
+    same = {"parameter_count": here.parameter_count, "weights_fingerprint": here.weights_fingerprint}
+    return saved.model_copy(update=same)
 
 
 def _require_known(subspaces: Subspaces | None) -> None:
@@ -228,7 +313,12 @@ def _is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def _require_plain_weights(model: nn.Module, modules: list[ProjectionModule]) -> None:
+def require_plain_weights(model: nn.Module, modules: Sequence[ProjectionModule]) -> None:
+    """Refuse what cannot be protected.
+
+    Raises:
+        ConfigError: If there are stacked experts among the modules, or DoRA's magnitudes in the model.
+    """
     problems = []
     if any(module.of_experts for module in modules):
         problems.append("protected-subspace cannot protect stacked experts, whose inputs differ from expert to expert")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ class InputSpectrum(NamedTuple):
     values: Float[Tensor, " _rank"]
     vectors: Float[Tensor, "_in _rank"]
     trace: float
-    finder: str
+    finder: Literal["exact", "randomised"]
 
     def rank_for(self, energy: float) -> int:
         """Return the number of the fewest leading directions that hold a share of the trace, or of all if none do.
@@ -40,8 +40,12 @@ class InputSpectrum(NamedTuple):
         return 1.0 if self.trace == 0 else min(1.0, float(self.values[:rank].sum()) / self.trace)
 
     def cut(self, rank: int) -> InputSpectrum:
-        """Return the first directions alone, in memory of their own."""
-        return self._replace(values=self.values[:rank].clone(), vectors=self.vectors[:, :rank].clone())
+        """Return the first directions alone, in memory of their own.
+
+        They lie row by row, as they do when read from a file: products then have the same bits.
+        """
+        vectors = self.vectors[:, :rank].clone(memory_format=torch.contiguous_format)
+        return self._replace(values=self.values[:rank].clone(), vectors=vectors)
 
     def on_cpu(self) -> InputSpectrum:
         """Return it in the memory of the CPU."""
