@@ -190,9 +190,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"rows": steps, "gathering": gathering, "environment": environment()}, indent=2))
         return
-    print(
-        f"{'size':12}{'method':20}{'tune':6}{'ms a step':>10}{'/ TRL':>8}{'low':>7}{'high':>7}{'own':>7}{'memory / TRL':>14}"
-    )
+    heads = f"{'ms a step':>10}{'/ TRL':>8}{'low':>7}{'high':>7}{'own':>7}{'memory / TRL':>14}"
+    print(f"{'size':12}{'method':20}{'tune':6}{heads}")
     for row in steps:
         print(
             f"{row['size']:12}{row['method']:20}{row['tune']:6}{1000 * row['step_seconds']:10.1f}"
