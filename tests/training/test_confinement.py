@@ -1,5 +1,6 @@
 """One confined weight: as the formula says, in place, in other precisions, and in shards as when it is whole."""
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from confined_shards import CASES, make_case
 from launching import ENVIRONMENT, TESTS, TORCHRUN
 
 from securetune.defenses.protected_subspace.confinement import Basis, ConfinedWeight
+from securetune.defenses.protected_subspace.full_float32 import full_float32
 
 
 def by_formula(confined: ConfinedWeight, weight: torch.Tensor) -> torch.Tensor:
@@ -54,6 +56,24 @@ def test_weights_with_one_input_share_its_directions() -> None:
     assert basis.leading(3, torch.device("cpu")).data_ptr() == basis.leading(5, torch.device("cpu")).data_ptr()
     moved = basis.leading(3, torch.device("meta"))
     assert moved.device.type == basis.vectors.device.type == "meta"
+
+
+@pytest.mark.parametrize("turned_on", ["no", "medium", "high"])
+def test_products_have_all_their_bits(turned_on: str) -> None:
+    """Within, neither TF32 nor bfloat16 is used, however it was turned on; afterwards, it is as it was before."""
+    kept = torch.get_float32_matmul_precision()
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    try:
+        if turned_on != "no":
+            torch.set_float32_matmul_precision(turned_on)
+        before = [backend.fp32_precision for backend in backends]
+        with contextlib.suppress(KeyError), full_float32():
+            assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+            raise KeyError
+        assert [backend.fp32_precision for backend in backends] == before
+        assert (before[0] == "tf32") == (turned_on != "no")
+    finally:
+        torch.set_float32_matmul_precision(kept)
 
 
 @pytest.mark.long

@@ -211,7 +211,24 @@ def test_a_protected_subspace_is_that_of_one_process(
     assert_same(parts[0]["end"], parts[1]["end"])
     for name, value in alone["end"].items():
         torch.testing.assert_close(parts[0]["end"][name], value, rtol=1e-4, atol=1e-5, msg=name)
-    require_confined(tiny_model_dir, parts[0]["end"], tmp_path / "run" / "subspaces", is_adapter=tune == "lora")
+    require_confined(
+        tiny_model_dir, parts[0]["end"], tmp_path / "run" / "_method" / "subspaces", is_adapter=tune == "lora"
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stop", ["warmup-3", "main-1"])
+def test_a_killed_protected_training_goes_on_in_shards(
+    stop: str, tiny_model_dir: Path, tmp_path: Path, options_of: OptionsOf
+):
+    """Killed in the warm-up or at the boundary, it ends with the weights of a whole one: U and W₀ are the start's."""
+    own = json.dumps({"method_options": options_of("protected-subspace", phases="swat")})
+    more = ["--method", "protected-subspace", "--more", own]
+    before = results(tiny_model_dir, tmp_path / "whole", *more, how=SHARDED)
+    assert launch(tiny_model_dir, tmp_path / "killed", *more, "--stop", stop, how=SHARDED).returncode != 0
+    resumed = results(tiny_model_dir, tmp_path / "killed", *more, "--resume", how=SHARDED)
+    for one, other in zip(before, resumed, strict=True):
+        assert_same(one["end"], other["end"])
 
 
 def require_confined(model: Path, end: dict[str, torch.Tensor], folder: Path, is_adapter: bool) -> None:

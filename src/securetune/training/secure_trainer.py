@@ -226,7 +226,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             tokenizer=tokenizer,
             model_name=self._path_or_name(),
             sensitivities=self.manifest.sensitivities if self.manifest else {},
-            folder=Path(str(self.args.output_dir)),
+            folder=Path(str(self.args.output_dir)) / "_method",  # the Trainer pushes none that begins with `_`
         )
 
     def _path_or_name(self) -> str:

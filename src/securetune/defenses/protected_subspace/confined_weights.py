@@ -14,6 +14,7 @@ from securetune.defenses.protected_subspace.confinement import Basis, ConfinedWe
 from securetune.defenses.protected_subspace.gathering import Subspaces
 from securetune.models import ProjectionModule
 from securetune.models.parameter_names import own_name, parameters_by_name
+from securetune.processes import Processes
 
 _LORA_A = ".lora_A."
 
@@ -46,6 +47,30 @@ def confined_weights(
         row_ranks = None if is_adapted else _row_ranks(outputs, together, ranks)
         found.append(ConfinedWeight(name, basis, max(ranks), is_adapted, transposed, row_ranks))
     return found
+
+
+def anchored_weights(
+    model: nn.Module, modules: Sequence[ProjectionModule], subspaces: Subspaces
+) -> list[ConfinedWeight]:
+    """Return what to confine, with what the weights of the start model do to the directions.
+
+    Args:
+        model: The start model, whole.
+        modules: As `confined_weights`.
+        subspaces: As `confined_weights`.
+    """
+    found = confined_weights(model, modules, subspaces)
+    parameters = dict(parameters_by_name(model))
+    for weight in found:
+        if not weight.is_adapter:
+            weight.anchor = weight.anchored(parameters[weight.name])
+    return found
+
+
+def share_anchors(weights: Sequence[ConfinedWeight], processes: Processes) -> None:
+    """Give every process the anchors of the main one, a weight at a time."""
+    for weight in weights if processes.count > 1 else ():
+        weight.anchor = processes.from_main(None if weight.anchor is None else weight.anchor.cpu())
 
 
 def _by_parameter(

@@ -25,7 +25,7 @@ class ProtectedSubspaceOptions(Settings):
             `energy` is then the mean over the protected modules. `uniform`: it needs no analysis.
         sensitivity_exponent: How strongly, in [0, 4], with `energy_by: sensitivity`: an unprotected share goes with
             sensitivity to the power of minus this. 0 is `uniform`; 2 leaves the same shift at each module. 1, because
-            sensitivities differ tenfold and more, and with 2 sensitive modules would learn nothing.
+            on tiny world sensitivities differ thirtyfold: with 2 the most sensitive modules would have 0.999.
         phases: Phases and groups of learning rates: of `plain` tuning, `swat` (warm-up of Mods_Rob) or `ml-lr`
             (Mods_Rob faster than the rest), with their settings.
         protect: `all` projections, or the `sensitive` ones alone, those outside Mods_Rob.

@@ -28,9 +28,15 @@ from securetune.artifacts import ModelIdentity, parameter_path, sha256_json
 from securetune.config import ModelSettings, Settings, TrainingSettings
 from securetune.data.prompts import Prompt
 from securetune.defenses.base import Defense, DefenseContext, Phase
-from securetune.defenses.protected_subspace.confined_weights import confined_weights, holder_path
+from securetune.defenses.protected_subspace.confined_weights import (
+    anchored_weights,
+    confined_weights,
+    holder_path,
+    share_anchors,
+)
 from securetune.defenses.protected_subspace.confinement import ConfinedWeight
 from securetune.defenses.protected_subspace.energies import module_energies
+from securetune.defenses.protected_subspace.full_float32 import full_float32
 from securetune.defenses.protected_subspace.gathering import (
     Subspaces,
     gather_subspaces,
@@ -130,17 +136,15 @@ class ProtectedSubspace(Defense):
         require_plain_weights(model, chosen)
         processes = joined_processes()
         found: Subspaces | None = None
-        with processes.failing_together():
+        with processes.failing_together(), full_float32():
             if processes.is_main:
                 folder = context.folder / FOLDER if context.folder else None
                 found = self.found_subspaces(model, chosen, context, folder)
+                self._confined = anchored_weights(model, chosen, found)
         self._subspaces = shared_subspaces(found, processes)
-        self._confined = confined_weights(model, chosen, self._subspaces)
-        parameters = dict(parameters_by_name(model))
-        for weight in self._confined:
-            if not weight.is_adapter:
-                anchor = weight.anchored(parameters[weight.name]) if processes.is_main else None
-                weight.anchor = processes.from_main(anchor if processes.count == 1 or anchor is None else anchor.cpu())
+        if not processes.is_main:
+            self._confined = confined_weights(model, chosen, self._subspaces)
+        share_anchors(self._confined, processes)
         self._take_out(model, adapters_only=True)
 
     def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -150,10 +154,11 @@ class ProtectedSubspace(Defense):
     def _take_out(self, model: nn.Module, adapters_only: bool = False) -> None:
         """Confine what trains; what is frozen has not moved, and must not take up a rounding error."""
         parameters = dict(parameters_by_name(model)) if self._confined else {}
-        for weight in self._confined:
-            parameter = parameters[weight.name]
-            if parameter.requires_grad and not parameter.is_meta and (weight.is_adapter or not adapters_only):
-                weight.confine(parameter)
+        with full_float32():
+            for weight in self._confined:
+                parameter = parameters[weight.name]
+                if parameter.requires_grad and not parameter.is_meta and (weight.is_adapter or not adapters_only):
+                    weight.confine(parameter)
 
     def prompts_used(self, model_name: str) -> list[Prompt]:
         """Return the requests whose directions are protected; none at energy 0.
