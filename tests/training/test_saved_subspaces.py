@@ -116,6 +116,27 @@ def test_a_training_that_goes_on_gathers_nothing_again(
         train_short(tmp_path / "other", **{**chosen, "method_options": options_of(METHOD, energy=0.6)})
 
 
+def test_other_prompts_under_the_same_name_are_told(
+    options_of: OptionsOf, train_short: TrainShort, tmp_path: Path
+) -> None:
+    """A training whose file of requests changed while it was stopped does not go on with other directions."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(_: str, step: int, __: int) -> None:
+        if step == 1:
+            raise StopError
+
+    requests = Path(shutil.copy(options_of(METHOD)["prompts"], tmp_path / "requests.txt"))
+    chosen = {"method": METHOD, "method_options": options_of(METHOD, prompts=str(requests)), "max_steps": 2}
+    with pytest.raises(StopError):
+        train_short(tmp_path / "out", stop, **chosen)
+    requests.write_text("\n".join(requests.read_text().splitlines()[1:]))
+    with pytest.raises(InputError, match="was gathered from other prompts, directions or sensitivities"):
+        train_short(tmp_path / "out", **chosen)
+
+
 def rewritten(folder: Path, **changes: Any) -> None:
     """Change fields of the manifest."""
     content = json.loads((folder / "subspaces.json").read_text())

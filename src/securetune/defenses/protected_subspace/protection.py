@@ -49,10 +49,10 @@ from securetune.defenses.protected_subspace.phases import protected_phases, sche
 from securetune.defenses.protected_subspace.saved_subspaces import (
     FOLDER,
     Gathered,
+    kept_subspaces,
     read_saved,
     read_saved_prompts,
     save_subspaces,
-    saved_with_key,
     use_saved,
 )
 from securetune.defenses.protected_subspace.spectrum import InputSpectrum
@@ -235,7 +235,7 @@ class ProtectedSubspace(Defense):
             InputError: If there is no tokenizer, no sensitivity where energies go by it, or `subspaces` does not fit.
         """
         energies, gathered = self.wanted(model, modules, context)
-        found = saved_with_key(folder, gathered.key)
+        found = kept_subspaces(folder, gathered)
         if found is not None:
             return found
         if self.own.subspaces is not None:

@@ -32,7 +32,7 @@ from securetune.data.prompts import Prompt, read_prompts
 from securetune.defenses.protected_subspace.gathering import Subspaces, prompts_hash
 from securetune.defenses.protected_subspace.options import ProtectedSubspaceOptions
 from securetune.defenses.protected_subspace.spectrum import InputSpectrum
-from securetune.errors import ArtifactError, InputError
+from securetune.errors import ArtifactError, ConfigError, InputError
 
 FOLDER = "subspaces"
 """Where a training keeps its own, in its output folder."""
@@ -119,15 +119,26 @@ def _inputs(subspaces: Subspaces) -> list[ProtectedInput]:
     return found
 
 
-def saved_with_key(folder: Path | None, key: str) -> Subspaces | None:
-    """Return what a training kept in its own folder before it was stopped; None if that is incomplete, or other."""
+def kept_subspaces(folder: Path | None, wanted: Gathered) -> Subspaces | None:
+    """Return what a training kept in its own folder before it was stopped; None if that is incomplete, or other.
+
+    Raises:
+        ConfigError: If the same options gave other directions then: to go on with these would mix the two.
+    """
     if folder is None or not (folder / MANIFEST).exists():
         return None
     try:
         saved = read_artifact(folder / MANIFEST, SavedSubspaces)
-        return _loaded(folder, saved) if saved.key == key else None
+        found = _loaded(folder, saved)
     except InputError:
         return None  # they are gathered again
+    same_model = saved.model.weights_fingerprint == wanted.model.weights_fingerprint
+    if saved.key != wanted.key and same_model and saved.settings == wanted.options.model_dump(mode="json"):
+        raise ConfigError(
+            f"{folder}: was gathered from other prompts, directions or sensitivities than the same options name now. "
+            "Delete the output folder and start again."
+        )
+    return found if saved.key == wanted.key else None
 
 
 def read_saved(folder: Path) -> SavedSubspaces:
