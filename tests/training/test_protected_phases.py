@@ -160,6 +160,22 @@ def test_an_interrupted_training_in_phases_goes_on(
     assert parts.evidence == whole.evidence
 
 
+def test_a_step_at_rate_0_leaves_every_bit(options_of: OptionsOf, tmp_path: Path) -> None:
+    """What reads an optimizer's state back may take such a step; the weights are then as they were read."""
+    train_fused("gpt2", tmp_path, **options_of(METHOD), other_rate=0.5)
+    defense = gathered(tmp_path, **options_of(METHOD))
+    model = load(str(tmp_path / "out" / "model")).model
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    defense.after_step(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.1)
+    moved = {name: value.detach().clone() for name, value in model.named_parameters()}
+    defense.after_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert sum(not torch.equal(value, moved[name]) for name, value in model.named_parameters()) == 8
+
+
 def test_a_manifest_without_sensitivities_is_one_sentence(
     options_of: OptionsOf, train_short: TrainShort, tmp_path: Path
 ) -> None:

@@ -148,8 +148,13 @@ class ProtectedSubspace(Defense):
         self._take_out(model, adapters_only=True)
 
     def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take out of every protected projection that trains what the step did to its protected inputs."""
-        self._take_out(model)
+        """Take out of every protected projection that trains what the step did to its protected inputs.
+
+        A step at rate 0 has moved nothing. torch takes one where it reads an optimizer's state back into shards, and
+        what that wrote into the weights, if only a rounding, an uninterrupted training would not have.
+        """
+        if any(float(group["lr"]) > 0 for group in optimizer.param_groups):
+            self._take_out(model)
 
     def _take_out(self, model: nn.Module, adapters_only: bool = False) -> None:
         """Confine what trains; what is frozen has not moved, and must not take up a rounding error."""
