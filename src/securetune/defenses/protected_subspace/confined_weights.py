@@ -102,3 +102,9 @@ def _adapters(model: nn.Module) -> Mapping[str, str]:
 def holder_path(module: ProjectionModule) -> str:
     """Return the path of what owns a projection's weights, biases and adapters, as the model names it now."""
     return own_name(module.weight_name).rpartition(".")[0].removesuffix(".base_layer")
+
+
+def input_width(module: ProjectionModule, model: nn.Module) -> int:
+    """Return how many values enter a projection; a quantized weight's own shape does not tell."""
+    holder = module.holder_in(model)
+    return holder.in_features if isinstance(holder, nn.Linear) else module.weight_in(model).shape[-1]

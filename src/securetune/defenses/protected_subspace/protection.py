@@ -32,6 +32,7 @@ from securetune.defenses.protected_subspace.confined_weights import (
     anchored_weights,
     confined_weights,
     holder_path,
+    input_width,
     share_anchors,
 )
 from securetune.defenses.protected_subspace.confinement import ConfinedWeight
@@ -244,7 +245,7 @@ class ProtectedSubspace(Defense):
         if found is not None:
             return found
         if self.own.subspaces is not None:
-            widths = {module.path: module.weight_in(model).shape[-1] for module in modules}
+            widths = {module.path: input_width(module, model) for module in modules}
             found = use_saved(Path(self.own.subspaces), widths, energies)
         else:
             assert context.tokenizer is not None
