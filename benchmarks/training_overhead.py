@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -91,7 +92,11 @@ class Clock(TrainerCallback):
         }
 
 
-def train(variant: str, size: Size, steps: int) -> Run:
+Maker = Callable[..., SFTTrainer]
+"""Makes a variant's trainer: called as `make_trainer`."""
+
+
+def train(variant: str, size: Size, steps: int, make: Maker | None = None) -> Run:
     """Train once; to be called in a process of its own."""
     torch.set_num_threads(1)  # small matrices gain nothing from a second thread
     logging.set_verbosity_error()
@@ -103,7 +108,7 @@ def train(variant: str, size: Size, steps: int) -> Run:
     ]
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(variant, model, folder, size, steps, train_dataset=Dataset.from_list(rows),
+        trainer = (make or make_trainer)(variant, model, folder, size, steps, train_dataset=Dataset.from_list(rows),
                                processing_class=chat.tokenizer, callbacks=[clock])  # fmt: skip
         trainer.remove_callback(PrinterCallback)  # stdout is for the result
         trainer.train()
@@ -111,10 +116,10 @@ def train(variant: str, size: Size, steps: int) -> Run:
     return Run(clock.step_seconds(), peak)
 
 
-def make_trainer(variant: str, model: Any, folder: str, size: Size, steps: int, **arguments: Any) -> SFTTrainer:
-    """Return TRL's trainer, or ours with a method; what both share is the same."""
+def shared_arguments(size: Size, steps: int) -> dict[str, Any]:
+    """Return the training arguments that all variants have."""
     on_gpu = torch.cuda.is_available()
-    shared: dict[str, Any] = {
+    return {
         "max_steps": steps,
         "per_device_train_batch_size": size.batch_size,
         "learning_rate": 1e-5,
@@ -126,6 +131,11 @@ def make_trainer(variant: str, model: Any, folder: str, size: Size, steps: int, 
         "save_strategy": "no",
         "logging_strategy": "no",
     }
+
+
+def make_trainer(variant: str, model: Any, folder: str, size: Size, steps: int, **arguments: Any) -> SFTTrainer:
+    """Return TRL's trainer, or ours with a method; what both share is the same."""
+    shared = shared_arguments(size, steps)
     if variant == TRL:
         return SFTTrainer(model, SFTConfig(folder, **shared), **arguments)
     modules = map_modules(model)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from securetune.errors import RunError
 
@@ -67,6 +67,15 @@ class Processes:
             raise OtherProcessError(f"process {first.rank} of {self.count} failed: {first.sentence}")
         return found
 
+    def from_main(self, value: Item | None) -> Item:
+        """Return what the main process gives; what the others give is not looked at."""
+        found = [value]
+        if self.count > 1:
+            import torch
+
+            torch.distributed.broadcast_object_list(found, src=0)
+        return cast(Item, found[0])
+
     @contextmanager
     def failing_together(self) -> Iterator[None]:
         """If the body fails in one process, let it fail in all.
@@ -112,6 +121,15 @@ def launched_processes() -> Iterator[Processes]:
         yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
     finally:
         torch.distributed.destroy_process_group()
+
+
+def joined_processes() -> Processes:
+    """Return the processes that have joined already, as those of a trainer; without any, this one alone."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return Processes()
+    return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
 def launched_count() -> int:

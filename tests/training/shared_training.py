@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from securetune import SecureSFTConfig, SecureSFTTrainer
+from securetune.models.parameter_names import parameters_by_name
 from securetune.models.whole_weights import whole
-from securetune.training.sharding import parameters_by_name
 
 UPPER = [f"model.layers.1.{path}" for path in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")]
 ROWS_A_STEP = 4

@@ -8,12 +8,13 @@ import pytest
 import torch
 from architectures import EXPERTS, make_architecture
 from launching import SHARDED, assert_same, is_robust, launch, results
+from safetensors.torch import load_file
 from shared_training import ADAPTER, ON_EXPERTS, UPPER, run
 from short_training import OptionsOf, make_manifest
 from tiny_models import make_tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from securetune.artifacts import write_json
+from securetune.artifacts import SavedSubspaces, read_artifact, write_json
 from securetune.models import load
 
 
@@ -197,3 +198,58 @@ def test_a_killed_training_of_two_processes_goes_on(
     resumed = results(tiny_model_dir, tmp_path, "--lora", "--resume")
     for one, other in zip(whole, resumed, strict=True):
         assert_same(one["end"], other["end"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("how", "tune", "phases"),
+    [(SHARDED, "full", "swat"), (SHARDED, "lora", "plain"), (SHARDED, "full", "ml-lr"), ("DDP", "full", "swat")],
+)
+def test_a_protected_subspace_is_that_of_one_process(
+    how: str, tune: str, phases: str, tiny_model_dir: Path, tmp_path: Path, options_of: OptionsOf
+):
+    """Replicated or in shards, weights are those of one process within 1e-5, and protected inputs pass as before."""
+    own = {"method_options": options_of("protected-subspace", phases=phases)}
+    more = ["--method", "protected-subspace", *(["--lora"] if tune == "lora" else []), "--more", json.dumps(own)]
+    parts = results(tiny_model_dir, tmp_path, *more, how=how)
+    adapter = ADAPTER if tune == "lora" else None
+    alone = run(tiny_model_dir, tmp_path / "alone", "protected-subspace", adapter, processes=1, **own)
+    for part in parts:
+        assert part["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert_same(parts[0]["end"], parts[1]["end"])
+    for name, value in alone["end"].items():
+        torch.testing.assert_close(parts[0]["end"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    require_confined(
+        tiny_model_dir, parts[0]["end"], tmp_path / "run" / "_method" / "subspaces", is_adapter=tune == "lora"
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stop", ["warmup-3", "main-1"])
+def test_a_killed_protected_training_goes_on_in_shards(
+    stop: str, tiny_model_dir: Path, tmp_path: Path, options_of: OptionsOf
+):
+    """Killed in the warm-up or at the boundary, it ends with the weights of a whole one: U and W₀ are the start's."""
+    own = json.dumps({"method_options": options_of("protected-subspace", phases="swat")})
+    more = ["--method", "protected-subspace", "--more", own]
+    before = results(tiny_model_dir, tmp_path / "whole", *more, how=SHARDED)
+    assert launch(tiny_model_dir, tmp_path / "killed", *more, "--stop", stop, how=SHARDED).returncode != 0
+    resumed = results(tiny_model_dir, tmp_path / "killed", *more, "--resume", how=SHARDED)
+    for one, other in zip(before, resumed, strict=True):
+        assert_same(one["end"], other["end"])
+
+
+def require_confined(model: Path, end: dict[str, torch.Tensor], folder: Path, is_adapter: bool) -> None:
+    """Check in the saved directions that W U = W₀ U, or A U = 0."""
+    start = dict(load(str(model)).model.named_parameters())
+    directions = load_file(folder / "subspaces.safetensors")
+    for each in read_artifact(folder / "subspaces.json", SavedSubspaces).inputs:
+        basis = directions[f"{each.paths[0]}.directions"]
+        for path in each.paths:
+            if is_adapter:
+                after = [value @ basis for name, value in end.items() if f"{path}.lora_A" in name]
+                assert all(float(each.norm()) < 1e-5 for each in after)
+            else:
+                name = f"{path}.weight"
+                torch.testing.assert_close(end[name] @ basis, start[name] @ basis, rtol=1e-4, atol=1e-5, msg=name)
+                assert (end[name] - start[name]).norm() > 1e-3

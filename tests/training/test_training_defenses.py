@@ -149,11 +149,13 @@ def test_no_projection_changes_on_protected_inputs(
     train_short(tmp_path / "out", **SUBSPACE, method_options=options(requests))
     start, tuned = load(str(tiny_model_dir)), load(str(tmp_path / "out" / "model"))
     defense = gather(start, requests)
-    assert set(defense.ranks) == {module.name for module in map_modules(start.model)}
-    for module, directions, anchor, _ in defense._protected:
+    modules = map_modules(start.model)
+    assert set(defense.evidence()["protected"]) == {module.name for module in modules}
+    for module in modules:
+        directions = defense.subspaces.directions(module)
+        anchor = module.weight_in(start.model) @ directions
         assert 0 < directions.shape[1] < directions.shape[0]
         after = module.weight_in(tuned.model)
-        assert anchor is not None
         torch.testing.assert_close(after @ directions, anchor, rtol=1e-4, atol=1e-5)
         moved = (after - module.weight_in(start.model)).norm() / after.norm()
         assert moved > 1e-3
@@ -169,8 +171,10 @@ def test_an_adapter_is_confined_and_merges(
     adapted = AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "out" / "model"), dtype=torch.float32).eval()
     factors = {name: value for name, value in adapted.named_parameters() if ".lora_A." in name}
     defense = gather(load(str(tiny_model_dir)), requests)
-    assert len(factors) == len(defense._protected)
-    for module, directions, _, _ in defense._protected:
+    modules = map_modules(load(str(tiny_model_dir)).model)
+    assert len(factors) == len(modules)
+    for module in modules:
+        directions = defense.subspaces.directions(module)
         (factor,) = [value for name, value in factors.items() if f"{module.path}.lora_A" in name]
         assert factor.norm() > 0
         assert (factor @ directions).norm() < 1e-5 * max(1.0, float(factor.norm()))
@@ -189,8 +193,10 @@ def test_sensitive_protects_what_is_not_robust(
     tuned = load(str(tmp_path / "out" / "model"))
     start = load(manifest.model.name)
     robust = {module.name for module in manifest.modules}
-    for module, directions, anchor, _ in gather(start, requests)._protected:
-        assert anchor is not None
+    defense = gather(load(manifest.model.name), requests)
+    for module in map_modules(start.model):
+        directions = defense.subspaces.directions(module)
+        anchor = module.weight_in(start.model) @ directions
         kept = (module.weight_in(tuned.model) @ directions - anchor).norm() < 1e-4 * anchor.norm()
         assert kept == (module.name not in robust)
 
@@ -286,8 +292,11 @@ def test_the_trainer_protects_too(tiny_model_dir: Path, requests: str, tmp_path:
         chat.model, config, train_dataset=Dataset.from_list(list(make_rows())), processing_class=chat.tokenizer
     )
     trainer.train()
-    for module, directions, anchor, _ in gather(load(str(tiny_model_dir)), requests)._protected:
-        assert anchor is not None
+    start = load(str(tiny_model_dir))
+    defense = gather(start, requests)
+    for module in map_modules(start.model):
+        directions = defense.subspaces.directions(module)
+        anchor = module.weight_in(start.model) @ directions
         torch.testing.assert_close(module.weight_in(chat.model) @ directions, anchor, rtol=1e-3, atol=1e-4)
 
 
@@ -301,13 +310,15 @@ def test_fused_projections_are_protected(kind: str, requests: str) -> None:
     sets = ParameterSets((), names)
     context = DefenseContext(TrainingSettings(), 1e-3, 4, sets, modules=map_modules(model), tokenizer=tokenizer)
     defense.before_training(model, context)
+    start = {module.name: module.weight_in(model).detach().clone() for module in context.modules}
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     defense.after_step(model, torch.optim.SGD(model.parameters(), lr=1.0))
-    for module, directions, anchor, _ in defense._protected:
-        assert anchor is not None
+    for module in context.modules:
+        directions = defense.subspaces.directions(module)
+        anchor = start[module.name] @ directions
         torch.testing.assert_close(module.weight_in(model) @ directions, anchor, rtol=1e-4, atol=1e-4)
 
 

@@ -92,6 +92,7 @@ from securetune.artifacts.scores import (
     UtilityResult,
     who_decides,
 )
+from securetune.artifacts.subspaces import ProtectedInput, SavedSubspaces
 from securetune.artifacts.training import (
     DataPreparation,
     DataStep,
@@ -147,6 +148,7 @@ __all__ = [
     "PairedChange",
     "PatchSource",
     "PhaseResult",
+    "ProtectedInput",
     "Question",
     "RateEstimate",
     "RefusalOpenings",
@@ -155,6 +157,7 @@ __all__ = [
     "RobustModules",
     "RobustnessReport",
     "RunRecord",
+    "SavedSubspaces",
     "Scores",
     "SearchStudy",
     "SearchVariant",

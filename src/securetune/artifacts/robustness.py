@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from securetune.artifacts.estimates import Artifact, ModelIdentity
 
@@ -199,6 +201,9 @@ class RobustModules(Artifact):
         joint_accuracy: Accuracy of the unchanged classifier on harmful prompts with all chosen modules perturbed; None
             for a control that was not tested.
         intact_accuracy: The same with none perturbed.
+        sensitivities: Each projection of the model, chosen or not → the root-mean-square shift of the classifier's
+            logit when it alone is perturbed at the analysis' size: the closed form, or sampled where the perturbation
+            has none. Empty in files of earlier versions.
     """
 
     format: Literal["securetune.robust_modules/1"] = "securetune.robust_modules/1"
@@ -210,6 +215,7 @@ class RobustModules(Artifact):
     parameter_fraction: float
     joint_accuracy: float | None
     intact_accuracy: float
+    sensitivities: dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] = Field(default_factory=dict)
 
 
 class SearchVariant(Artifact):

@@ -23,6 +23,7 @@ from securetune.cli.ls import ls
 from securetune.cli.merge import merge
 from securetune.cli.patch import patch
 from securetune.cli.plan import plan
+from securetune.cli.protect import protect
 from securetune.cli.report import report
 from securetune.cli.run import run
 from securetune.cli.search import search
@@ -40,8 +41,8 @@ app = typer.Typer(
 )
 
 _COMMANDS = (
-    demo, plan, run, experiment, analyze, search, train, merge, patch, export, evaluate, judge, compare, gate, report,
-    ls,
+    demo, plan, run, experiment, analyze, search, protect, train, merge, patch, export, evaluate, judge, compare, gate,
+    report, ls,
 )  # fmt: skip
 for _command in _COMMANDS:
     app.command(cls=GateCommand if _command is gate else None)(_command)

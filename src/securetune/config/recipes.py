@@ -71,6 +71,25 @@ class TrainConfig(Settings):
     training: TrainingSettings = TrainingSettings()
 
 
+class ProtectedTraining(Settings):
+    """What `securetune protect` needs of the section `training`.
+
+    Attributes:
+        modules: Manifest, for `protect: sensitive` and `energy_by: sensitivity`; None: neither is asked for.
+        method_options: Options of `protected-subspace`.
+    """
+
+    modules: str | None = None
+    method_options: dict[str, Any] = Field(default={})
+
+
+class ProtectConfig(Settings):
+    """Sections of `securetune protect`."""
+
+    model: ModelSettings = ModelSettings()
+    training: ProtectedTraining = ProtectedTraining()
+
+
 class ExportConfig(Settings):
     """Sections of `securetune export`."""
 

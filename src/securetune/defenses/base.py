@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -113,6 +114,9 @@ class DefenseContext:
         tokenizer: The model's, or None where nothing is rendered, as in a plan.
         model_name: The start model's name as the user gave it.
         rows: The training rows as they are trained on, each with `input_ids`; empty where there are none yet.
+        sensitivities: Module → how far the logit of harm shifts when it alone is perturbed, from the manifest; empty
+            where that has none.
+        folder: Where the training writes, for what a method keeps; None: nowhere.
     """
 
     settings: TrainingSettings
@@ -124,6 +128,8 @@ class DefenseContext:
     tokenizer: PreTrainedTokenizerBase | None = None
     model_name: str = ""
     rows: Iterable[Mapping[str, Any]] = ()
+    sensitivities: Mapping[str, float] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 class NoOptions(Settings):
@@ -137,6 +143,7 @@ class Defense:
         name: What the user types; set by `register_defense`.
         needs_manifest: Whether it cannot run without a manifest of robust modules.
         adapters_only: Whether it works on adapters, and cannot tune all parameters.
+        needs_sensitivities: Whether that manifest must hold the modules' sensitivities.
         stage: Where in a model's life it acts.
         purpose: `defense`; `control`, which a defense has to beat; or `attack`, for experiments on defenses alone.
         needs: What it needs besides the model, the data and a manifest, in a few words.
@@ -151,6 +158,7 @@ class Defense:
     name: ClassVar[str]
     needs_manifest: bool = False
     adapters_only: ClassVar[bool] = False
+    needs_sensitivities: bool = False
     stage: ClassVar[Literal["data", "training", "weights", "generation"]] = "training"
     purpose: ClassVar[Literal["defense", "control", "attack"]] = "defense"
     needs: ClassVar[str] = ""

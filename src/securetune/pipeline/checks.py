@@ -30,6 +30,7 @@ from securetune.pipeline.jobs import needs_manifest, needs_search
 from securetune.pipeline.preparing import check_before, prompts_of_data
 from securetune.training import setting_problems
 from securetune.training.adapters import check_adapters
+from securetune.training.robust_choice import require_sensitivities
 
 
 def check_run(config: RunConfig, folder: RunFolder | None) -> EvaluationSettings:
@@ -135,6 +136,7 @@ def _check_manifest(settings: TrainingSettings, model: ModelSettings, model_is_u
     """Check the method's name, and its manifest unless the search is still to make it."""
     if needs_manifest(settings) and not needs_search(settings):
         manifest = read_artifact(Path(settings.modules), RobustModules)
+        require_sensitivities(manifest, defense_of(settings), settings.modules)
         if model_is_usable:
             check_same_model_in_files(manifest.model, model, settings.modules)
 

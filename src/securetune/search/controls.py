@@ -9,7 +9,14 @@ from securetune.artifacts import ModuleRobustness, RobustModules, RobustnessRepo
 from securetune.errors import ArtifactError
 from securetune.models import check_same_model
 from securetune.search.joint_test import JointTest
-from securetune.search.ranking import Unit, parameter_fraction, rank_modules, selected_modules, whole_parameters
+from securetune.search.ranking import (
+    Unit,
+    parameter_fraction,
+    rank_modules,
+    selected_modules,
+    sensitivities,
+    whole_parameters,
+)
 
 ControlKind = Literal["sensitive", "random", "top-k", "pattern"]
 CONTROL_KINDS: tuple[ControlKind, ...] = get_args(ControlKind)
@@ -54,6 +61,7 @@ def control_set(
         parameter_fraction=parameter_fraction(report, names),
         joint_accuracy=None if test is None else test.accuracy(names, manifest.settings["epsilon"]),
         intact_accuracy=manifest.intact_accuracy,
+        sensitivities=sensitivities(report),
     )
 
 

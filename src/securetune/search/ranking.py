@@ -128,3 +128,11 @@ def selected_modules(
         for module in report.modules
         if module.name in names
     ]
+
+
+def sensitivities(report: RobustnessReport) -> dict[str, float]:
+    """Return how far each module shifts the classifier's logit: to first order, or as sampled if that is not known."""
+    return {
+        module.name: module.sampled_shift if module.closed_form_shift is None else module.closed_form_shift
+        for module in report.modules
+    }

@@ -26,6 +26,7 @@ from securetune.search.ranking import (
     parameter_fraction,
     rank_modules,
     selected_modules,
+    sensitivities,
 )
 
 TraceStep = dict[str, Any]
@@ -103,6 +104,7 @@ def search_robust_modules(
         parameter_fraction=parameter_fraction(report, chosen),
         joint_accuracy=accuracy,
         intact_accuracy=test.intact_accuracy,
+        sensitivities=sensitivities(report),
     )
     return SearchResult(manifest, trace)
 

@@ -20,6 +20,7 @@ from securetune.defenses import Defense, defense_of
 from securetune.errors import ArtifactError, ConfigError, InputError, ProblemList
 from securetune.models import check_model, check_same_model_in_files, is_quantized
 from securetune.training.adapters import check_adapters
+from securetune.training.robust_choice import require_sensitivities
 
 SCHEDULES = (
     "linear",
@@ -302,6 +303,7 @@ def _check_manifest(manifest: RobustModules | None, settings: TrainingSettings, 
             f'method "{defense.name}" needs the robust modules: give the file that `securetune search` writes '
             "(modules: robust_modules.json)"
         )
+    require_sensitivities(manifest, defense, settings.modules)
     types = sorted({module.type for module in manifest.modules})
     if not types:
         raise ArtifactError("the manifest names no module at all; search with a larger tolerance")

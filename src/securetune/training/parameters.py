@@ -12,7 +12,7 @@ from securetune.defenses import Defense, ParameterSets
 from securetune.errors import ArtifactError, ConfigError
 from securetune.models import ProjectionModule
 from securetune.models.layer_weights import plain_path
-from securetune.training.sharding import own_name
+from securetune.models.parameter_names import own_name
 
 
 def owner_of(parameter_name: str, module_paths: Collection[str]) -> str | None:

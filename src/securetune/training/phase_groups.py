@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from securetune.defenses import Defense, Phase
 from securetune.errors import ConfigError
-from securetune.training.sharding import own_name, parameters_by_name
+from securetune.models.parameter_names import own_name, parameters_by_name
 from securetune.training.step_moments import StepMoments
 
 

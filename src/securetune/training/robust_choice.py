@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from securetune.artifacts import ModelIdentity, RobustModules, read_artifact
 from securetune.config import ModelSettings
+from securetune.defenses import Defense
 from securetune.errors import ArtifactError, ConfigError
 from securetune.models import ProjectionModule, check_same_model, identify
 from securetune.training.adapters import plain_model
@@ -60,6 +61,19 @@ def _require_made_for(
     plain = plain_model(model)
     here = identify(plain, tokenizer, ModelSettings(name=plain.name_or_path or type(plain).__name__))
     check_made_for(manifest, here, plain, where)
+
+
+def require_sensitivities(manifest: RobustModules | None, defense: Defense, where: str) -> None:
+    """Refuse a manifest without the modules' sensitivities for a method that goes by them.
+
+    Raises:
+        ArtifactError: If it has none.
+    """
+    if defense.needs_sensitivities and (manifest is None or not manifest.sensitivities):
+        raise ArtifactError(
+            f'{where}: method "{defense.name}" with energy_by: sensitivity needs a manifest with the sensitivities of '
+            "the modules; got none. Make one with `securetune search`, or take energy_by: uniform."
+        )
 
 
 def check_made_for(manifest: RobustModules, here: ModelIdentity, network: nn.Module, where: str) -> None:

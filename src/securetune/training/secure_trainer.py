@@ -25,6 +25,7 @@ from securetune.artifacts import RobustModules, read_json, write_json
 from securetune.defenses import MAIN_PHASE, Defense, DefenseContext, ParameterGroup, ParameterSets, Phase, find_defense
 from securetune.errors import ConfigError
 from securetune.models import map_modules
+from securetune.models.parameter_names import parameters_by_name
 from securetune.training.alignment_batches import AlignmentBatches, encode_alignment_rows
 from securetune.training.checkpoints import last_complete_checkpoint
 from securetune.training.deepspeed_engines import release_engine, require_new_engine, require_phases_fit
@@ -33,13 +34,12 @@ from securetune.training.packing import check_rows_stay_apart
 from securetune.training.parameters import split_parameters
 from securetune.training.phase_groups import PhaseOfMethod, freeze_all_but, trained_names
 from securetune.training.question_rows import rows_for_trl
-from securetune.training.robust_choice import chosen_modules, manifest_of
+from securetune.training.robust_choice import chosen_modules, manifest_of, require_sensitivities
 from securetune.training.secure_config import AUTO, SecureSFTConfig
 from securetune.training.sharding import (
     checkpoint_once,
     expect_other_gradients,
     keep_masters,
-    parameters_by_name,
     require_fsdp2,
     require_readable_checkpoints,
 )
@@ -125,6 +125,7 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
         if choice is not None:
             self.manifest = manifest_of(choice)
             self.robust_modules = chosen_modules(choice, self.network, self._tokenizer, self._modules)
+        require_sensitivities(self.manifest, self.defense, "robust_modules")
         self._settings = secure.secure_settings()
         self._sets = split_parameters(self.network, self._modules, self.robust_modules, self._settings, self.defense)
         self.alignment_batches = self._own_rows()
@@ -228,6 +229,8 @@ class MethodTrainer(PhaseOfMethod, CardOfMethod, SFTTrainer):
             tokenizer=tokenizer,
             model_name=self._path_or_name(),
             rows=rows,
+            sensitivities=self.manifest.sensitivities if self.manifest else {},
+            folder=Path(str(self.args.output_dir)) / "_method",  # the Trainer pushes none that begins with `_`
         )
 
     def _path_or_name(self) -> str:

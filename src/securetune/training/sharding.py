@@ -15,29 +15,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX, ActivationWrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
 from torch.distributed.fsdp import FSDPModule
 
 from securetune.errors import ConfigError
-
-
-def parameters_by_name(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters with the names they have in the model alone.
-
-    FSDP's own activation checkpointing puts a module around each layer, which shows in `named_parameters()`.
-    """
-    for name, parameter in model.named_parameters():
-        yield own_name(name), parameter
-
-
-def own_name(name: str) -> str:
-    """Return the name that a parameter or module has in the model alone.
-
-    Example:
-        >>> own_name("model.layers.0._checkpoint_wrapped_module.mlp.up_proj.weight")
-        'model.layers.0.mlp.up_proj.weight'
-    """
-    return name.replace(_CHECKPOINT_PREFIX, "")
 
 
 def require_fsdp2(accelerator: Accelerator) -> None:

@@ -101,7 +101,7 @@ def train(
     network = _prepared(chat, modules, settings)
     if settings.packing:
         check_rows_stay_apart(network, chat.tokenizer, rows.dataset, mixed_precision(settings, chat.model.device))
-    context = _context(checked, settings, network, modules, rows, chat)
+    context = _context(checked, settings, network, modules, rows, chat, out)
     if problems := warmup_problems(checked.defense, context.main_steps, settings):  # of epochs, known only now
         raise ConfigError(problems)
     write_json(out / INPUTS_FILE, inputs)
@@ -192,6 +192,7 @@ def _context(
     modules: Sequence[ProjectionModule],
     rows: EncodedConversations,
     chat: ChatModel,
+    out: Path,
 ) -> DefenseContext:
     robust_names = None if checked.manifest is None else _robust_names(checked.manifest)
     return DefenseContext(
@@ -203,6 +204,8 @@ def _context(
         tokenizer=chat.tokenizer,
         model_name=chat.settings.name,
         rows=rows.dataset,
+        sensitivities=checked.manifest.sensitivities if checked.manifest else {},
+        folder=out,
     )
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from securetune.artifacts import UpdateNorm, WeightUpdate
 from securetune.models import ProjectionModule
+from securetune.models.parameter_names import own_name, parameters_by_name
 from securetune.models.whole_weights import whole
 from securetune.training.parameters import adapter_layers, owner_of
-from securetune.training.sharding import own_name, parameters_by_name
 
 Snapshot = dict[str, Tensor]
 """Parameter name → its values, on the CPU."""

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from securetune.errors import RunError
+from securetune.models.parameter_names import parameters_by_name
 from securetune.models.whole_weights import whole, whole_shape, write_whole
-from securetune.training.sharding import parameters_by_name
 
 
 def save_weights(model: nn.Module, names: Iterable[str], path: Path, here: bool = True) -> None:

@@ -1,5 +1,7 @@
 """Protected subspace: updates stay out of the directions in which harmful requests pass through the model."""
 
-from securetune.defenses.protected_subspace.protection import ProtectedSubspace, ProtectedSubspaceOptions
+from securetune.defenses.protected_subspace.options import ProtectedSubspaceOptions
+from securetune.defenses.protected_subspace.protection import ProtectedSubspace, require_plain_weights
+from securetune.defenses.protected_subspace.saved_subspaces import MANIFEST
 
-__all__ = ["ProtectedSubspace", "ProtectedSubspaceOptions"]
+__all__ = ["MANIFEST", "ProtectedSubspace", "ProtectedSubspaceOptions", "require_plain_weights"]

@@ -3,7 +3,8 @@
 For a projection W let U be the leading eigenvectors of the uncentred second moment of its inputs over harmful requests
 and the start model's own answers to them. After each optimizer step W ← W − (W U − W₀ U) Uᵀ, so that always W U = W₀ U:
 the update W − W₀ equals (W − W₀)(I − U Uᵀ) without W₀ having to be kept. For LoRA A ← A − (A U) Uᵀ, with which
-(W₀ + s·B·A) U = W₀ U; the adapter stays an adapter, and merges as any other.
+(W₀ + s·B·A) U = W₀ U; the adapter stays an adapter, and merges as any other. U and W₀ are the start model's in every
+phase.
 
 Related work: gradient projection memory (arXiv 2103.09762) projects gradients away from the inputs of earlier tasks,
 and AlphaEdit (2410.02355) edits away from the inputs of kept knowledge; GuardSpace (2510.14301) splits the weights by a
@@ -14,75 +15,69 @@ all parameters and on LoRA. Not part of it: GuardSpace's initialisation of the a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from peft import PeftModel
-from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.tensor import DTensor
 
-from securetune.config import Fraction, PositiveInt, ProbeSettings, Settings
-from securetune.data.prompts import Prompt, load_probes, read_prompts
-from securetune.defenses.base import MAIN_PHASE, Defense, DefenseContext, ParameterGroup, Phase, plain_phase
-from securetune.defenses.own_answers import own_answers
-from securetune.defenses.protected_subspace.input_moments import leading_directions, second_moments
+from securetune.artifacts import ModelIdentity, parameter_path, sha256_json
+from securetune.config import ModelSettings, Settings, TrainingSettings
+from securetune.data.prompts import Prompt
+from securetune.defenses.base import Defense, DefenseContext, Phase
+from securetune.defenses.protected_subspace.confined_weights import (
+    anchored_weights,
+    confined_weights,
+    holder_path,
+    input_width,
+    share_anchors,
+)
+from securetune.defenses.protected_subspace.confinement import ConfinedWeight
+from securetune.defenses.protected_subspace.energies import module_energies
+from securetune.defenses.protected_subspace.full_float32 import full_float32
+from securetune.defenses.protected_subspace.gathering import (
+    Subspaces,
+    gather_subspaces,
+    prompts_hash,
+    prompts_to_protect,
+    shared_subspaces,
+)
+from securetune.defenses.protected_subspace.options import ProtectedSubspaceOptions
+from securetune.defenses.protected_subspace.phases import protected_phases, schedule_of
+from securetune.defenses.protected_subspace.saved_subspaces import (
+    FOLDER,
+    Gathered,
+    kept_subspaces,
+    read_saved,
+    read_saved_prompts,
+    save_subspaces,
+    use_saved,
+)
+from securetune.defenses.protected_subspace.spectrum import InputSpectrum
 from securetune.defenses.registry import register_defense
 from securetune.errors import ConfigError
-from securetune.models import ProjectionModule
-
-_LORA_A = ".lora_A."
-
-
-class ProtectedSubspaceOptions(Settings):
-    """Options of `protected-subspace`.
-
-    Attributes:
-        energy: Share of the second moment's trace, in [0, 1), that the protected directions hold. 0.9: on tiny world
-            less lets the refusals go, and from 0.99 on the task is not learned. 0: nothing is protected.
-        prompts: File of harmful requests; None: the prompts that analysis and search use for this model (tiny world's
-            or the built-in ones), which no suite holds.
-        max_prompts: Most of them. 256: more change the directions little, and each costs a generation.
-        max_new_tokens: Longest own answer that is protected with its request; 0: the requests alone. 64: a refusal.
-        protect: `all` projections, or the `sensitive` ones alone, those outside Mods_Rob.
-        other_rate: Rate of everything that is no projection (embeddings, norms, head) over the base rate, in [0, 1].
-            0.1 because it is not protected, and carries much of the damage; 0 freezes it.
-        batch_size: Prompts together while the directions are gathered.
-    """
-
-    energy: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    prompts: str | None = None
-    max_prompts: PositiveInt = 256
-    max_new_tokens: int = Field(default=64, ge=0)
-    protect: Literal["all", "sensitive"] = "all"
-    other_rate: Fraction = 0.1
-    batch_size: PositiveInt = 32
-
-
-class _Protected(NamedTuple):
-    """One protected projection.
-
-    Attributes:
-        module: Which.
-        directions: U; shared by projections with the same input.
-        anchor: W₀ U; None where adapters are projected instead.
-        adapter_name: Name of lora_A, or None.
-    """
-
-    module: ProjectionModule
-    directions: Float[Tensor, "_in rank"]
-    anchor: Float[Tensor, "*out rank"] | None
-    adapter_name: str | None
+from securetune.models import (
+    ProjectionModule,
+    check_model,
+    check_same_model,
+    check_same_model_in_files,
+    identify,
+    is_quantized,
+)
+from securetune.models.parameter_names import parameters_by_name
+from securetune.processes import joined_processes
 
 
 @register_defense("protected-subspace")
 class ProtectedSubspace(Defense):
     """Protected subspace: no update in the directions in which harmful requests enter a projection.
 
-    Everything trains in one phase; embeddings, norms and head, which are not protected, more slowly. Biases of
-    protected projections are frozen, because they would move the outputs on every input. Experts that are stacked
-    in one parameter, and shards (FSDP2, DeepSpeed ZeRO-3), are refused.
+    Everything trains in one phase, or in the phases and groups of SWAT or ML-LR; embeddings, norms and head, which are
+    not protected, more slowly. Biases of protected projections are frozen, because they would move the outputs on every
+    input. Experts that are stacked in one parameter, and DeepSpeed, are refused.
     """
 
     source = "after arXiv 2103.09762, 2410.02355 and 2510.14301"
@@ -90,8 +85,15 @@ class ProtectedSubspace(Defense):
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
-        self.needs_manifest = self.own.protect == "sensitive"  # the robust modules are then left unprotected
-        self._protected: list[_Protected] = []
+        self._schedule = schedule_of(self.own.phases)
+        self.needs_sensitivities = self.own.energy_by == "sensitivity" and self.own.energy > 0
+        self.needs_manifest = (
+            self.own.protect == "sensitive"  # the robust modules are then left unprotected
+            or self._schedule.needs_manifest
+            or self.needs_sensitivities
+        )
+        self._subspaces: Subspaces | None = None
+        self._confined: list[ConfinedWeight] = []
 
     @property
     def own(self) -> ProtectedSubspaceOptions:
@@ -100,139 +102,238 @@ class ProtectedSubspace(Defense):
         return self.options
 
     @property
-    def ranks(self) -> dict[str, int]:
-        """Protected projection → number of its protected directions; known once the training has begun."""
-        return {each.module.name: each.directions.shape[1] for each in self._protected}
+    def subspaces(self) -> Subspaces | None:
+        """What is protected; known once the training has begun."""
+        return self._subspaces
 
     def phases(self, context: DefenseContext) -> list[Phase]:
-        """Return the one phase: projections at the base rate, everything else at `other_rate` times it."""
-        frozen = self._biases(context)
-        names = [name for name in context.parameters.all if name not in frozen]
-        paths = tuple(f"{_holder_path(module)}." for module in context.modules)
-        projections = tuple(name for name in names if name.startswith(paths)) if paths else tuple(names)
-        others = tuple(name for name in names if name not in set(projections))
-        if self.own.other_rate == 1.0 and not frozen:
-            return [plain_phase(context)]
-        groups = [ParameterGroup("projections", projections, context.learning_rate)]
-        if others and self.own.other_rate > 0:
-            groups.append(ParameterGroup("others", others, self.own.other_rate * context.learning_rate))
-        return [Phase(MAIN_PHASE, context.main_steps, tuple(groups))]
+        """Return the phases: projections at their rates, everything else at `other_rate` times its own."""
+        paths = tuple(f"{holder_path(module)}." for module in context.modules)
+
+        def is_projection(name: str) -> bool:
+            return name.startswith(paths) or not paths  # a plan does not know the modules yet
+
+        return protected_phases(self._schedule, context, is_projection, self.own.other_rate, self._biases(context))
+
+    def phase_steps(self, main_steps: int, settings: TrainingSettings) -> dict[str, int]:
+        """Return the steps of the phases of SWAT, ML-LR or plain tuning."""
+        return self._schedule.phase_steps(main_steps, settings)
 
     def before_training(self, model: nn.Module, context: DefenseContext) -> None:
         """Gather the directions, and take the adapters out of them.
+
+        In a training of several processes the main one does it for all: under FSDP2 it alone has the weights yet, and
+        replicas need the very same directions.
 
         Raises:
             ConfigError: If the model's weights are shards, stacked experts or DoRA's, or there is no tokenizer.
         """
         if self.own.energy == 0:
             return
-        chosen = self._chosen(context)
-        _require_plain_weights(model, chosen)
-        if context.tokenizer is None:
-            raise ConfigError("protected-subspace needs the model's tokenizer (processing_class) to render its prompts")
-        was_training = model.training
-        model.eval()
-        try:
-            messages = [prompt.messages for prompt in self.prompts_used(context.model_name)]
-            rows = own_answers(model, context.tokenizer, messages, self.own.max_new_tokens, self.own.batch_size)
-            holders = {module.path: module.holder_in(model) for module in chosen}
-            moments = second_moments(model, holders, rows, self.own.batch_size)
-        finally:
-            model.train(was_training)
-        self._protected = _protect(model, chosen, moments, self.own.energy)
-        self._project(model)
+        if _is_sharded(model):
+            _require_known(self._subspaces)
+            return
+        chosen = self.modules_to_protect(context)
+        require_plain_weights(model, chosen)
+        processes = joined_processes()
+        found: Subspaces | None = None
+        with processes.failing_together(), full_float32():
+            if processes.is_main:
+                folder = context.folder / FOLDER if context.folder else None
+                found = self.found_subspaces(model, chosen, context, folder)
+                self._confined = anchored_weights(model, chosen, found)
+        self._subspaces = shared_subspaces(found, processes)
+        if not processes.is_main:
+            self._confined = confined_weights(model, chosen, self._subspaces)
+        share_anchors(self._confined, processes)
+        self._take_out(model, adapters_only=True)
 
     def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take out of every protected projection what the step did to its protected inputs.
+        """Take out of every protected projection that trains what the step did to its protected inputs.
 
-        Raises:
-            ConfigError: If the weights have been sharded since.
+        A step at rate 0 has moved nothing. torch takes one where it reads an optimizer's state back into shards, and
+        what that wrote into the weights, if only a rounding, an uninterrupted training would not have.
         """
-        if self._protected:
-            _require_plain_weights(model, [])
-        self._project(model)
+        if any(float(group["lr"]) > 0 for group in optimizer.param_groups):
+            self._take_out(model)
 
-    @torch.no_grad()
-    def _project(self, model: nn.Module) -> None:
-        for module, directions, anchor, adapter_name in self._protected:
-            if adapter_name is not None:
-                weight = model.get_parameter(adapter_name)
-                weight.sub_(((weight.float() @ directions) @ directions.T).to(weight.dtype))
-            else:
-                assert anchor is not None
-                own = module.weight_in(model)
-                moved = (own.float() @ directions - anchor) @ directions.T
-                own.sub_(moved.to(own.dtype))
+    def _take_out(self, model: nn.Module, adapters_only: bool = False) -> None:
+        """Confine what trains; what is frozen has not moved, and must not take up a rounding error."""
+        parameters = dict(parameters_by_name(model)) if self._confined else {}
+        with full_float32():
+            for weight in self._confined:
+                parameter = parameters[weight.name]
+                if parameter.requires_grad and not parameter.is_meta and (weight.is_adapter or not adapters_only):
+                    weight.confine(parameter)
 
     def prompts_used(self, model_name: str) -> list[Prompt]:
         """Return the requests whose directions are protected; none at energy 0.
 
         Raises:
-            DataError: If the file of `prompts` cannot be read.
+            InputError: If the file of `prompts`, or the folder of `subspaces`, cannot be read.
         """
         if self.own.energy == 0:
             return []
-        if self.own.prompts is not None:
-            return read_prompts(self.own.prompts)[: self.own.max_prompts]
-        probes = load_probes(ProbeSettings(max_prompts=self.own.max_prompts), model_name)
-        return [*probes.fit_harmful, *probes.score_harmful][: self.own.max_prompts]
+        if self.own.subspaces is not None:
+            return read_saved_prompts(Path(self.own.subspaces))
+        return prompts_to_protect(self.own, model_name)
 
-    def _chosen(self, context: DefenseContext) -> list[ProjectionModule]:
+    def check(self, model: ModelSettings) -> None:
+        """Refuse a folder of directions that is broken, or another model's.
+
+        Raises:
+            InputError: If it is such.
+        """
+        if self.own.subspaces is None or self.own.energy == 0:
+            return
+        saved = read_saved(Path(self.own.subspaces))
+        if not check_model(model) and not is_quantized(model):  # told elsewhere; packed weights are compared later
+            check_same_model_in_files(saved.model, model, self.own.subspaces)
+
+    def evidence(self) -> dict[str, Any]:
+        """Return how many directions of each projection are protected, and the share of the energy that they hold."""
+        if self._subspaces is None:
+            return {}
+        modules = {
+            name: {
+                "directions": (rank := spectrum.rank_for(energy)),
+                "inputs": len(spectrum.vectors),
+                "energy": round(energy, 6),
+                "energy_held": round(spectrum.held(rank), 6),
+                "range_finder": spectrum.finder,
+            }
+            for name, spectrum, energy in self._by_module()
+        }
+        return {"protected": modules, "gathered_tokens": self._subspaces.tokens}
+
+    def notes(self) -> list[str]:
+        """Say where a sketch holds fewer directions than the energy asks for."""
+        held = {name: spectrum.held(len(spectrum.values)) for name, spectrum, _ in self._by_module()}
+        short = [name for name, _, energy in self._by_module() if held[name] < energy - 1e-6]
+        if not short:
+            return []
+        least = min(short, key=lambda name: held[name])
+        return [
+            f"protected-subspace: the sketch holds too few directions for the energy at {len(short)} projections, so "
+            f"that less is protected, the least at {least}: {held[least]:.1%}. Raise sketch_size, or take "
+            "range_finder: exact."
+        ]
+
+    def _by_module(self) -> list[tuple[str, InputSpectrum, float]]:
+        """Return each protected projection's name, directions and energy."""
+        found = self._subspaces
+        if found is None:
+            return []
+        return [(name, found.spectra[parameter_path(name)], energy) for name, energy in found.energies.items()]
+
+    def found_subspaces(
+        self, model: nn.Module, modules: Sequence[ProjectionModule], context: DefenseContext, folder: Path | None
+    ) -> Subspaces:
+        """Return the directions: those in the folder, those of `subspaces`, or gathered from the model.
+
+        Args:
+            model: The start model.
+            modules: The projections to protect.
+            context: The training.
+            folder: Where they are kept, for a training that goes on; None: nowhere.
+
+        Raises:
+            InputError: If there is no tokenizer, no sensitivity where energies go by it, or `subspaces` does not fit.
+        """
+        energies, gathered = self.wanted(model, modules, context)
+        found = kept_subspaces(folder, gathered)
+        if found is not None:
+            return found
+        if self.own.subspaces is not None:
+            widths = {module.path: input_width(module, model) for module in modules}
+            found = use_saved(Path(self.own.subspaces), widths, energies)
+        else:
+            assert context.tokenizer is not None
+            found = gather_subspaces(model, context.tokenizer, gathered.prompts, modules, energies, self.own)
+        if folder is not None:
+            save_subspaces(folder, found, gathered)
+        return found
+
+    def wanted(
+        self, model: nn.Module, modules: Sequence[ProjectionModule], context: DefenseContext
+    ) -> tuple[dict[str, float], Gathered]:
+        """Return the energy of each projection, and what its directions are to be gathered from.
+
+        Raises:
+            InputError: As `found_subspaces`.
+        """
+        if context.tokenizer is None:
+            raise ConfigError("protected-subspace needs the model's tokenizer (processing_class) to render its prompts")
+        sensitivities = context.sensitivities if self.needs_sensitivities else None
+        names = [module.name for module in modules]
+        energies = module_energies(names, self.own.energy, sensitivities, self.own.sensitivity_exponent)
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        name = context.model_name or type(plain).__name__
+        identity = identify(plain, context.tokenizer, ModelSettings(name=name))
+        source: dict[str, Any] = self.own.of_gathering
+        if self.own.subspaces is not None:
+            saved = read_saved(Path(self.own.subspaces))
+            check_same_model(_comparable(saved.model, identity, plain), identity, self.own.subspaces)
+            source = {"subspaces": saved.weights_hash}
+        prompts = self.prompts_used(context.model_name)
+        weights, template = identity.weights_fingerprint, identity.chat_template_hash
+        key = sha256_json([weights, template, prompts_hash(prompts), source, energies])
+        return energies, Gathered(key, identity, prompts, self.own)
+
+    def modules_to_protect(self, context: DefenseContext) -> list[ProjectionModule]:
+        """Return all projections, or those outside Mods_Rob."""
         if self.own.protect == "all":
             return list(context.modules)
         robust = tuple(context.parameters.robust)
-        return [module for module in context.modules if not _has_any(robust, f"{_holder_path(module)}.")]
+        return [
+            module
+            for module in context.modules
+            if not any(name.startswith(f"{holder_path(module)}.") for name in robust)
+        ]
 
     def _biases(self, context: DefenseContext) -> set[str]:
         if self.own.energy == 0:
             return set()
-        return {f"{module.weight_name.rpartition('.')[0]}.bias" for module in self._chosen(context)} & set(
+        return {f"{module.weight_name.rpartition('.')[0]}.bias" for module in self.modules_to_protect(context)} & set(
             context.parameters.all
         )
 
 
-def _holder_path(module: ProjectionModule) -> str:
-    """Return the path of what owns a projection's weights, biases and adapters, as the model names it now."""
-    return module.weight_name.rpartition(".")[0].removesuffix(".base_layer")
+def _comparable(saved: ModelIdentity, here: ModelIdentity, model: nn.Module) -> ModelIdentity:
+    """Leave out the weights where those here are packed, as a quantized model's are."""
+    if not getattr(model, "is_quantized", False):
+        return saved
+    same = {"parameter_count": here.parameter_count, "weights_fingerprint": here.weights_fingerprint}
+    return saved.model_copy(update=same)
 
 
-def _has_any(names: tuple[str, ...], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in names)
+def _require_known(subspaces: Subspaces | None) -> None:
+    """Go on with the directions of an earlier `train()` of the same trainer, which has left the model in shards.
+
+    Raises:
+        ConfigError: If there was none.
+    """
+    if subspaces is None:
+        raise ConfigError(
+            "protected-subspace looks at the start model's whole weights, and these are sharded already (FSDP2). Give "
+            "the trainer the model as it is loaded."
+        )
 
 
-def _require_plain_weights(model: nn.Module, modules: list[ProjectionModule]) -> None:
+def _is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def require_plain_weights(model: nn.Module, modules: Sequence[ProjectionModule]) -> None:
+    """Refuse what cannot be protected.
+
+    Raises:
+        ConfigError: If there are stacked experts among the modules, or DoRA's magnitudes in the model.
+    """
     problems = []
     if any(module.of_experts for module in modules):
         problems.append("protected-subspace cannot protect stacked experts, whose inputs differ from expert to expert")
-    if any(type(parameter.data).__name__ == "DTensor" for parameter in model.parameters()):
-        problems.append("protected-subspace needs whole weights in each process; they are sharded (FSDP2). Use DDP.")
     if any("lora_magnitude" in name for name, _ in model.named_parameters()):
         problems.append("protected-subspace works with LoRA, not with DoRA, whose magnitudes change every output")
     if problems:
         raise ConfigError(problems)
-
-
-@torch.no_grad()
-def _protect(
-    model: nn.Module, modules: list[ProjectionModule], moments: Mapping[str, Tensor], energy: float
-) -> list[_Protected]:
-    """Decompose each distinct moment once, and note what the start weights do to its directions."""
-    bases: dict[int, Tensor] = {}
-    adapters = _adapters(model)
-    found: list[_Protected] = []
-    for module in modules:
-        moment = moments[module.path]
-        directions = bases.setdefault(id(moment), leading_directions(moment, energy))
-        adapter = adapters.get(_holder_path(module))
-        if isinstance(model, PeftModel):
-            if adapter is not None and all(each.adapter_name != adapter for each in found):
-                found.append(_Protected(module, directions, None, adapter))
-            continue
-        anchor = module.weight_in(model).float() @ directions
-        found.append(_Protected(module, directions, anchor, None))
-    return found
-
-
-def _adapters(model: nn.Module) -> dict[str, str]:
-    """Return path of the adapted layer → name of its lora_A."""
-    return {name.partition(_LORA_A)[0]: name for name, _ in model.named_parameters() if _LORA_A in name}

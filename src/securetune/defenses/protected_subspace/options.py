@@ -1,0 +1,77 @@
+"""The options of `protected-subspace`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from securetune.config import Fraction, PositiveInt, Settings
+from securetune.config.base import NOT_SHOWN
+from securetune.defenses.protected_subspace.phases import Schedule
+from securetune.defenses.protected_subspace.range_finder import RangeFinder
+
+_OF_GATHERING = ("prompts", "max_prompts", "max_new_tokens", "batch_size", "range_finder", "sketch_size", "seed")
+
+
+class ProtectedSubspaceOptions(Settings):
+    """Options of `protected-subspace`.
+
+    Attributes:
+        energy: Share of the second moment's trace, in [0, 1), that the protected directions hold. 0.9: on tiny world
+            less lets the refusals go, and from 0.99 on the task is not learned. 0: nothing is protected.
+        energy_by: `uniform`, or `sensitivity`: more at modules that shift the logit of harm more, from the manifest;
+            `energy` is then the mean over the protected modules. `uniform`: it needs no analysis.
+        sensitivity_exponent: How strongly, in [0, 4], with `energy_by: sensitivity`: an unprotected share goes with
+            sensitivity to the power of minus this. 0 is `uniform`; 2 leaves the same shift at each module. 1, because
+            on tiny world sensitivities differ thirtyfold: with 2 the most sensitive modules would have 0.999.
+        phases: Phases and groups of learning rates: of `plain` tuning, `swat` (warm-up of Mods_Rob) or `ml-lr`
+            (Mods_Rob faster than the rest), with their settings.
+        protect: `all` projections, or the `sensitive` ones alone, those outside Mods_Rob.
+        other_rate: Factor in [0, 1] on the rate that everything that is no projection (embeddings, norms, head) has in
+            the phases. 0.1 because it is not protected, and carries much of the damage; 0 freezes it.
+        subspaces: Folder that `securetune protect` or an earlier training wrote: its directions are used, up to
+            `energy`, instead of gathering. None: they are gathered from the start model before training.
+        prompts: File of harmful requests; None: the prompts that analysis and search use for this model (tiny world's
+            or the built-in ones), which no suite holds.
+        max_prompts: Most of them. 256: more change the directions little, and each costs a generation.
+        max_new_tokens: Longest own answer that is protected with its request; 0: the requests alone. 64: a refusal.
+        batch_size: Prompts together while the directions are gathered.
+        range_finder: `exact`: the whole second moment of each input, 4·d² bytes for d values; `randomised`: a sketch,
+            8·d·(sketch_size + 16) bytes; `auto`: the sketch for inputs of more than 4,096 values.
+        sketch_size: Most directions of an input that a sketch holds. 2048: about a fifth of the widest inputs of a 7B
+            model; more where `training.json` notes that an energy was not reached.
+        seed: Of the sketch's random matrix.
+    """
+
+    energy: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    energy_by: Literal["uniform", "sensitivity"] = "uniform"
+    sensitivity_exponent: Annotated[float, Field(ge=0.0, le=4.0)] = 1.0
+    phases: Schedule = "plain"
+    protect: Literal["all", "sensitive"] = "all"
+    other_rate: Fraction = 0.1
+    subspaces: str | None = None
+    prompts: str | None = None
+    max_prompts: PositiveInt = 256
+    max_new_tokens: int = Field(default=64, ge=0)
+    batch_size: PositiveInt = 32
+    range_finder: RangeFinder = "auto"
+    sketch_size: PositiveInt = 2048
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ProtectedSubspaceOptions:
+        given = self.model_fields_set
+        if self.subspaces is not None and (idle := [name for name in _OF_GATHERING if name in given]):
+            raise PydanticCustomError(
+                NOT_SHOWN, f"must name no {', '.join(idle)} beside subspaces, which are gathered already; leave it out"
+            )
+        if "sensitivity_exponent" in given and self.energy_by != "sensitivity":
+            raise PydanticCustomError(NOT_SHOWN, "sensitivity_exponent does nothing without energy_by: sensitivity")
+        return self
+
+    @property
+    def of_gathering(self) -> dict[str, object]:
+        """What the directions that are gathered depend on, besides the prompts themselves."""
+        return {name: getattr(self, name) for name in _OF_GATHERING if name != "prompts"}

@@ -1,0 +1,59 @@
+"""The directions in which tokens enter a projection, in the order of how much of them they hold."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class InputSpectrum(NamedTuple):
+    """Leading eigenvectors of a second moment.
+
+    Attributes:
+        values: How much of the trace each direction holds, in descending order, in float64.
+        vectors: The directions, orthonormal, one a column, in float32.
+        trace: Of the whole second moment, also of what no direction here holds.
+        finder: `exact`, or `randomised`: the values are then lower bounds, and directions beyond these are not known.
+    """
+
+    values: Float[Tensor, " _rank"]
+    vectors: Float[Tensor, "_in _rank"]
+    trace: float
+    finder: Literal["exact", "randomised"]
+
+    def rank_for(self, energy: float) -> int:
+        """Return the number of the fewest leading directions that hold a share of the trace, or of all if none do.
+
+        Args:
+            energy: Share in [0, 1); 0 needs no direction.
+        """
+        if energy == 0 or self.trace == 0:
+            return 0
+        held = torch.cumsum(self.values, 0) / self.trace
+        return min(int(torch.searchsorted(held, energy).item()) + 1, len(self.values))
+
+    def held(self, rank: int) -> float:
+        """Return the share of the trace that the first directions hold, in [0, 1]."""
+        return 1.0 if self.trace == 0 else min(1.0, float(self.values[:rank].sum()) / self.trace)
+
+    def cut(self, rank: int) -> InputSpectrum:
+        """Return the first directions alone, in memory of their own.
+
+        They lie row by row, as they do when read from a file: products then have the same bits.
+        """
+        vectors = self.vectors[:, :rank].clone(memory_format=torch.contiguous_format)
+        return self._replace(values=self.values[:rank].clone(), vectors=vectors)
+
+    def on_cpu(self) -> InputSpectrum:
+        """Return it in the memory of the CPU."""
+        return self._replace(values=self.values.cpu(), vectors=self.vectors.cpu())
+
+
+def exact_spectrum(moment: Float[Tensor, "_in _in"]) -> InputSpectrum:
+    """Return all eigenvectors of a symmetric, positive semi-definite matrix; computed in float64."""
+    values, vectors = torch.linalg.eigh(moment.double())
+    values = values.flip(0).clamp_min(0)
+    return InputSpectrum(values, vectors.flip(1).float(), float(values.sum()), "exact")

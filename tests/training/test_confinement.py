@@ -1,0 +1,94 @@
+"""One confined weight: as the formula says, in place, in other precisions, and in shards as when it is whole."""
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from confined_shards import CASES, make_case
+from launching import ENVIRONMENT, TESTS, TORCHRUN
+
+from securetune.defenses.protected_subspace.confinement import Basis, ConfinedWeight
+from securetune.defenses.protected_subspace.full_float32 import full_float32
+
+
+def by_formula(confined: ConfinedWeight, weight: torch.Tensor) -> torch.Tensor:
+    """Compute W − (W U − W₀ U) Uᵀ, each output with its own number of directions, in float64."""
+    oriented = (weight.T if confined.transposed else weight).double().clone()
+    assert confined.anchor is not None
+    for row in range(len(oriented)):
+        rank = confined.rank if confined.row_ranks is None else int(confined.row_ranks[row])
+        directions = confined.basis.vectors[:, :rank].double()
+        oriented[row] -= directions @ (oriented[row] @ directions - confined.anchor[row, :rank].double())
+    return oriented.T if confined.transposed else oriented
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_is_confined_as_the_formula_says(transposed: bool, mixed: bool) -> None:
+    """Either way round, with the same directions for all outputs or not; twice is the same as once."""
+    confined, weight = make_case(transposed, mixed)
+    expected = by_formula(confined, weight)
+    parameter = torch.nn.Parameter(weight.clone())
+    place = parameter.data_ptr()
+    confined.confine(parameter)
+    torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-5)
+    once = parameter.detach().clone()
+    confined.confine(parameter)
+    torch.testing.assert_close(parameter.detach(), once, rtol=1e-5, atol=1e-6)
+    assert parameter.data_ptr() == place
+
+
+def test_a_weight_in_bfloat16_is_confined_to_its_precision() -> None:
+    """The product is computed in float32 and rounded once."""
+    confined, weight = make_case(transposed=False, mixed=False)
+    parameter = torch.nn.Parameter(weight.bfloat16())
+    expected = by_formula(confined, parameter.detach())
+    confined.confine(parameter)
+    torch.testing.assert_close(parameter.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_weights_with_one_input_share_its_directions() -> None:
+    """They are views of one basis, also after a move to another device or precision of the weights."""
+    basis = Basis(torch.linalg.qr(torch.randn(9, 9))[0])
+    assert basis.leading(3, torch.device("cpu")).data_ptr() == basis.leading(5, torch.device("cpu")).data_ptr()
+    moved = basis.leading(3, torch.device("meta"))
+    assert moved.device.type == basis.vectors.device.type == "meta"
+
+
+@pytest.mark.parametrize("turned_on", ["no", "medium", "high"])
+def test_products_have_all_their_bits(turned_on: str) -> None:
+    """Within, neither TF32 nor bfloat16 is used, however it was turned on; afterwards, it is as it was before."""
+    kept = torch.get_float32_matmul_precision()
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    try:
+        if turned_on != "no":
+            torch.set_float32_matmul_precision(turned_on)
+        before = [backend.fp32_precision for backend in backends]
+        with contextlib.suppress(KeyError), full_float32():
+            assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+            raise KeyError
+        assert [backend.fp32_precision for backend in backends] == before
+        assert (before[0] == "tf32") == (turned_on != "no")
+    finally:
+        torch.set_float32_matmul_precision(kept)
+
+
+@pytest.mark.long
+def test_shards_are_confined_as_the_whole(tmp_path: Path) -> None:
+    """Rows or columns in two processes, of sizes that two does not divide, give the weight of one process."""
+    done = subprocess.run(
+        [*TORCHRUN, str(TESTS / "training" / "confined_shards.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent / "src"), **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for number, (transposed, _, mixed) in enumerate(CASES):
+        confined, weight = make_case(transposed, mixed)
+        expected = by_formula(confined, weight)
+        found = torch.load(tmp_path / f"{number}.pt")
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5, msg=str(CASES[number]))
