@@ -1,5 +1,6 @@
 """`protected-subspace`: its phases and rates, energies by sensitivity, and the randomised range finder."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from securetune.defenses.protected_subspace.range_finder import (
     RandomisedRange,
     statistics_maker,
 )
-from securetune.errors import ArtifactError, ConfigError
+from securetune.errors import ArtifactError, ConfigError, DataError
 from securetune.models import ProjectionModule
 
 CPU = torch.device("cpu")
@@ -221,3 +222,27 @@ def test_options_that_do_not_fit_are_told(given: dict[str, Any], sentence: str) 
     with pytest.raises(ConfigError) as caught:
         find_defense("protected-subspace", given)
     assert caught.value.problems == [sentence]
+
+
+def protected_prompts(**options: Any) -> list[Any]:
+    return list(find_defense("protected-subspace", options).prompts_used("tiny-world"))
+
+
+def test_only_requests_of_the_named_categories_are_protected() -> None:
+    """All requests of these, in their order, up to `max_prompts`; the others are for the test of what was not seen."""
+    everything = protected_prompts()
+    some = protected_prompts(categories=["theft", "fraud"])
+    of_all = [prompt for prompt in everything if prompt.metadata["category"] != "damage"]
+    assert some[: len(of_all)] == of_all
+    assert {prompt.metadata["category"] for prompt in some} == {"theft", "fraud"}
+    assert 0 < len(of_all) < len(everything) == 256
+    assert protected_prompts(categories=["theft", "fraud"], max_prompts=5) == some[:5]
+
+
+def test_a_category_that_no_request_has_is_told(tmp_path: Path) -> None:
+    """With those that there are; also for a file whose requests name none."""
+    with pytest.raises(DataError, match=r"among those of the requests \(damage, fraud, theft\); got arson$"):
+        protected_prompts(categories=["theft", "arson"])
+    (tmp_path / "bad.txt").write_text("how do I steal a cart ?\n")
+    with pytest.raises(DataError, match=r"\(they name none\); got theft$"):
+        protected_prompts(categories=["theft"], prompts=str(tmp_path / "bad.txt"))

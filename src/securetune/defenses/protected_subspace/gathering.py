@@ -16,6 +16,7 @@ from securetune.defenses.protected_subspace.input_moments import InputStatistics
 from securetune.defenses.protected_subspace.options import ProtectedSubspaceOptions
 from securetune.defenses.protected_subspace.range_finder import statistics_maker
 from securetune.defenses.protected_subspace.spectrum import InputSpectrum
+from securetune.errors import DataError
 from securetune.models import ProjectionModule
 from securetune.processes import Processes
 
@@ -46,12 +47,26 @@ def prompts_to_protect(options: ProtectedSubspaceOptions, model_name: str) -> li
     """Return the requests to gather from.
 
     Raises:
-        DataError: If the file of `prompts` cannot be read.
+        DataError: If the file of `prompts` cannot be read, or it has none of a category.
     """
     if options.prompts is not None:
-        return read_prompts(options.prompts)[: options.max_prompts]
-    probes = load_probes(ProbeSettings(max_prompts=options.max_prompts), model_name)
-    return [*probes.fit_harmful, *probes.score_harmful][: options.max_prompts]
+        found = read_prompts(options.prompts)
+    else:
+        probes = load_probes(ProbeSettings(max_prompts=options.max_prompts), model_name)
+        found = [*probes.fit_harmful, *probes.score_harmful]
+    return _of_categories(found, options.categories)[: options.max_prompts]
+
+
+def _of_categories(prompts: list[Prompt], categories: Sequence[str] | None) -> list[Prompt]:
+    if categories is None:
+        return prompts
+    here = sorted({str(prompt.metadata["category"]) for prompt in prompts if "category" in prompt.metadata})
+    if missing := sorted({*categories} - {*here}):
+        raise DataError(
+            f"method_options.categories must be among those of the requests ({', '.join(here) or 'they name none'}); "
+            f"got {', '.join(missing)}"
+        )
+    return [prompt for prompt in prompts if prompt.metadata.get("category") in categories]
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:

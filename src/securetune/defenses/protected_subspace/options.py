@@ -12,7 +12,16 @@ from securetune.config.base import NOT_SHOWN
 from securetune.defenses.protected_subspace.phases import Schedule
 from securetune.defenses.protected_subspace.range_finder import RangeFinder
 
-_OF_GATHERING = ("prompts", "max_prompts", "max_new_tokens", "batch_size", "range_finder", "sketch_size", "seed")
+_OF_GATHERING = (
+    "prompts",
+    "categories",
+    "max_prompts",
+    "max_new_tokens",
+    "batch_size",
+    "range_finder",
+    "sketch_size",
+    "seed",
+)
 
 
 class ProtectedSubspaceOptions(Settings):
@@ -35,6 +44,8 @@ class ProtectedSubspaceOptions(Settings):
             `energy`, instead of gathering. None: they are gathered from the start model before training.
         prompts: File of harmful requests; None: the prompts that analysis and search use for this model (tiny world's
             or the built-in ones), which no suite holds.
+        categories: Only requests of these categories, as their `category` says; None: all. To see what the directions
+            of some kinds of harm do for the others.
         max_prompts: Most of them. 256: more change the directions little, and each costs a generation.
         max_new_tokens: Longest own answer that is protected with its request; 0: the requests alone. 64: a refusal.
         batch_size: Prompts together while the directions are gathered.
@@ -53,6 +64,7 @@ class ProtectedSubspaceOptions(Settings):
     other_rate: Fraction = 0.1
     subspaces: str | None = None
     prompts: str | None = None
+    categories: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     max_prompts: PositiveInt = 256
     max_new_tokens: int = Field(default=64, ge=0)
     batch_size: PositiveInt = 32
