@@ -23,6 +23,7 @@ FLAGS = {
     "run": {"--out", "--set", "--json"},
     "analyze": {"--out", "--harmful", "--harmless", "--perturbation", "--data", "--set", "--json"},
     "search": {"--out", "--harmful", "--harmless", "--study", "--set", "--json"},
+    "protect": {"--out", "--modules", "--set", "--json"},
     "train": {"--out", "--method", "--model", "--data", "--modules", "--set", "--json"},
     "merge": {"--out", "--dtype", "--json"},
     "patch": {

@@ -53,7 +53,11 @@ class InputSpectrum(NamedTuple):
 
 
 def exact_spectrum(moment: Float[Tensor, "_in _in"]) -> InputSpectrum:
-    """Return all eigenvectors of a symmetric, positive semi-definite matrix; computed in float64."""
-    values, vectors = torch.linalg.eigh(moment.double())
-    values = values.flip(0).clamp_min(0)
+    """Return all eigenvectors of a symmetric, positive semi-definite matrix.
+
+    They are computed in the precision of its sums. In float64 they took as long as the forward passes of wide models,
+    and what was gathered in float32 has no bits for it to find.
+    """
+    values, vectors = torch.linalg.eigh(moment)
+    values = values.double().flip(0).clamp_min(0)
     return InputSpectrum(values, vectors.flip(1).float(), float(values.sum()), "exact")
