@@ -248,7 +248,8 @@ def test_prompts_that_hide_their_options_are_warned_of(tmp_path: Path) -> None:
     """A prompt is sent as it is, so one that does not show its options is worth a line."""
     path = write_rows(tmp_path / "task.jsonl", [*rows_of("A", ["Rome", "Paris"]), *rows_of("A", ["Oslo", "Bern"])])
     with pytest.warns(UserWarning, match="1 of 2 prompts do not show all their `choices`, such as row 2"):
-        load_task(str(path))
+        task = load_task(str(path))
+    assert len(task.prompts) == 2  # it is a warning, no refusal
 
 
 def test_marks_say_what_was_read() -> None:

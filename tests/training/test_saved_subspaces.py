@@ -93,18 +93,20 @@ def test_less_energy_takes_fewer_of_the_directions(
     assert found.evidence["protected"]["model.layers.0.mlp.up_proj"]["energy"] == 0.5
 
 
+class StopError(Exception):
+    """Stands for what interrupts a training."""
+
+
+def stop(_: str, step: int, __: int) -> None:
+    """Interrupt behind the first step."""
+    if step == 1:
+        raise StopError
+
+
 def test_a_training_that_goes_on_gathers_nothing_again(
     options_of: OptionsOf, train_short: TrainShort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an interruption the directions come from the training's own folder."""
-
-    class StopError(Exception):
-        pass
-
-    def stop(_: str, step: int, __: int) -> None:
-        if step == 1:
-            raise StopError
-
     chosen = {"method": METHOD, "method_options": options_of(METHOD), "max_steps": 2}
     with pytest.raises(StopError):
         train_short(tmp_path / "out", stop, **chosen)
@@ -120,14 +122,6 @@ def test_other_prompts_under_the_same_name_are_told(
     options_of: OptionsOf, train_short: TrainShort, tmp_path: Path
 ) -> None:
     """A training whose file of requests changed while it was stopped does not go on with other directions."""
-
-    class StopError(Exception):
-        pass
-
-    def stop(_: str, step: int, __: int) -> None:
-        if step == 1:
-            raise StopError
-
     requests = Path(shutil.copy(options_of(METHOD)["prompts"], tmp_path / "requests.txt"))
     chosen = {"method": METHOD, "method_options": options_of(METHOD, prompts=str(requests)), "max_steps": 2}
     with pytest.raises(StopError):

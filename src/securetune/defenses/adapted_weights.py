@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from securetune.defenses.base import DefenseContext
 from securetune.errors import ConfigError, ProblemList
 from securetune.models import ProjectionModule
+from securetune.models.parameter_names import layer_path
 
 
 class Start(NamedTuple):
@@ -83,7 +84,7 @@ def adapted_weights(model: nn.Module, context: DefenseContext, method: str) -> l
     """
     if not isinstance(model, PeftModel):
         raise ConfigError(f"{method} works on adapters, and the model has none. Give a peft_config, or tune: lora.")
-    modules = {_layer_path(module): module for module in context.modules}
+    modules = {layer_path(module.weight_name): module for module in context.modules}
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
     problems = ProblemList()
     problems.found += _adapter_problems(layers, modules, method)
@@ -91,7 +92,7 @@ def adapted_weights(model: nn.Module, context: DefenseContext, method: str) -> l
         problems.found.append(quantized(method))
     if any(type(parameter.data).__name__ == "DTensor" for parameter in model.parameters()):
         problems.found.append(f"{method} needs whole weights in each process; they are sharded (FSDP2). Use DDP.")
-    if any(name.endswith(".bias") and _owner(name) in modules for name in context.parameters.all):
+    if any(name.endswith(".bias") and layer_path(name) in modules for name in context.parameters.all):
         problems.found.append(f"{method} cannot hold outputs while biases train. Set the adapters' bias to none.")
     problems.raise_if_any(ConfigError)
     return [_adapted(layers[path], path, modules[path]) for path in layers]
@@ -100,14 +101,6 @@ def adapted_weights(model: nn.Module, context: DefenseContext, method: str) -> l
 def quantized(method: str) -> str:
     """Return the sentence that refuses a quantized model."""
     return f"{method} decomposes weights, and those of a quantized model are packed. Use one in full precision."
-
-
-def _owner(name: str) -> str:
-    return name.rpartition(".")[0].removesuffix(".base_layer")
-
-
-def _layer_path(module: ProjectionModule) -> str:
-    return _owner(module.weight_name)
 
 
 def _adapter_problems(layers: Mapping[str, Any], modules: Mapping[str, ProjectionModule], method: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ Nothing of it has to be in a checkpoint: the directions come from the start mode
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -41,7 +41,7 @@ class Confinement(NamedTuple):
     start: Start | None
 
 
-class ConfinedAdapters(Defense):
+class ConfinedAdapters(Defense, ABC):
     """Base of the methods that confine adapters: a method says in which directions, and how they begin.
 
     Attributes:

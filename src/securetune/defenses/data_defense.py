@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -48,7 +49,7 @@ class ChangedRows:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-class DataDefense(Defense):
+class DataDefense(Defense, ABC):
     """Base of the defenses on the data.
 
     What one does depends on its options, the rows and the start model alone, not on the seed of the training: all seeds
@@ -74,18 +75,19 @@ class DataDefense(Defense):
             InputError: With every mistake found.
         """
 
+    @abstractmethod
     def rows_after(self, rows: int, model_name: str) -> int:
         """Return how many rows it leaves of this many; known before any is looked at.
 
         Raises:
             InputError: If it cannot do what its options ask for with this many.
         """
-        raise NotImplementedError
 
     def read_hash(self, model_name: str) -> str | None:
         """Return a hash of what it reads besides the rows and the model, or None if that is nothing."""
         return None
 
+    @abstractmethod
     def change(self, rows: Sequence[Conversation], context: DataContext) -> ChangedRows:
         """Add or drop rows.
 
@@ -93,7 +95,6 @@ class DataDefense(Defense):
             rows: As the data, or the defense before this one, has them.
             context: The start model.
         """
-        raise NotImplementedError
 
     def preview(self, rows: Sequence[Conversation], context: DataContext) -> ChangedRows:
         """Return rows of the same number without the model's weights, for a plan."""

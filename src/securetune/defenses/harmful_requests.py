@@ -1,47 +1,17 @@
-"""The harmful requests whose way through the model a method keeps: which they are, and how they enter the layers."""
+"""How the harmful requests whose way through the model a method keeps enter its layers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
 
-from securetune.config import PositiveInt, ProbeSettings, Settings
-from securetune.data.prompts import Prompt, load_probes, read_prompts
 from securetune.defenses.base import DefenseContext
 from securetune.defenses.own_answers import own_answers
 from securetune.defenses.protected_subspace.input_moments import second_moments
+from securetune.defenses.request_options import RequestOptions
 from securetune.errors import ConfigError
-
-
-class RequestOptions(Settings):
-    """Which harmful requests a method looks at before training.
-
-    Attributes:
-        prompts: File of harmful requests; None: the prompts that analysis and search use for this model (tiny world's
-            or the built-in ones), which no suite holds.
-        max_prompts: Most of them. 256: more change the directions little, and each costs a generation.
-        max_new_tokens: Longest own answer that counts with its request; 0: the requests alone. 64: a refusal.
-        batch_size: Prompts together while the directions are gathered.
-    """
-
-    prompts: str | None = None
-    max_prompts: PositiveInt = 256
-    max_new_tokens: int = Field(default=64, ge=0)
-    batch_size: PositiveInt = 32
-
-    def requests(self, model_name: str) -> list[Prompt]:
-        """Return the requests.
-
-        Raises:
-            DataError: If the file of `prompts` cannot be read.
-        """
-        if self.prompts is not None:
-            return read_prompts(self.prompts)[: self.max_prompts]
-        probes = load_probes(ProbeSettings(max_prompts=self.max_prompts), model_name)
-        return [*probes.fit_harmful, *probes.score_harmful][: self.max_prompts]
 
 
 def request_moments(

@@ -103,7 +103,8 @@ def find_data_defense(name: str, options: Mapping[str, Any] | None = None) -> Da
     Raises:
         ConfigError: If there is none (the nearest name is given), it acts at another stage, or an option is wrong.
     """
-    return _find(name, "data", DataDefense, "defense on the data", "Defenses on the data")(options)
+    kind: type[DataDefense] = DataDefense  # type: ignore[type-abstract]  # only what derives from it is found
+    return _find(name, "data", kind, "defense on the data", "Defenses on the data")(options)
 
 
 def find_generation_defense(name: str, options: Mapping[str, Any] | None = None) -> GenerationDefense:
@@ -121,7 +122,8 @@ def find_weight_defense(name: str) -> type[WeightDefense]:
     Raises:
         ConfigError: If there is none; the nearest name is given.
     """
-    return _find(name, "weights", WeightDefense, "defense on weights", "Defenses on weights")
+    kind: type[WeightDefense] = WeightDefense  # type: ignore[type-abstract]  # only what derives from it is found
+    return _find(name, "weights", kind, "defense on weights", "Defenses on weights")
 
 
 def _find(name: str, stage: str, kind: type[T], what: str, listed_as: str) -> type[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -65,13 +66,13 @@ class SampleMix(DataDefense):
         assert isinstance(self.options, MixOptions)
         return self.options
 
+    @abstractmethod
     def built_in_samples(self, model_name: str) -> list[Conversation]:
         """Return the samples that ship with the package.
 
         Raises:
             ConfigError: If there are none for this model.
         """
-        raise NotImplementedError
 
     def check(self, model: ModelSettings) -> None:
         """Read the samples."""

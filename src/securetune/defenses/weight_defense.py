@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -64,7 +65,7 @@ class WeightDefenseConfig:
         return []
 
 
-class WeightDefense(Defense):
+class WeightDefense(Defense, ABC):
     """Base of the defenses on weights. All arithmetic is done in float32 (float64 for float64 weights), then rounded.
 
     Attributes:
@@ -98,9 +99,9 @@ class WeightDefense(Defense):
         return cls(cls.config_type(**options))
 
     @property
+    @abstractmethod
     def roles(self) -> tuple[WeightRole, ...]:
         """Return which other models' weights it needs."""
-        raise NotImplementedError
 
     @property
     def needs_modules(self) -> bool:
@@ -122,6 +123,7 @@ class WeightDefense(Defense):
     def look_ahead(self, tensors: Iterable[tuple[str, RoleReader]]) -> None:
         """See all tensors that it touches: each by its name, and a reader of it by role (`tuned` or one of `roles`)."""
 
+    @abstractmethod
     def patch_tensor(self, name: str, tuned: Float[Tensor, "*shape"], read: RoleReader) -> PatchedTensor:
         """Return the new weights.
 
@@ -130,7 +132,6 @@ class WeightDefense(Defense):
             tuned: The tuned model's weights; they are left as they are.
             read: Gives the weights of the same name in another model, by role.
         """
-        raise NotImplementedError
 
     def after_training(self, model: nn.Module, context: DefenseContext) -> None:
         """Change the weights in memory, exactly as `patch_tensor` would in a file.

@@ -25,3 +25,13 @@ def own_name(name: str) -> str:
         'model.layers.0.mlp.up_proj.weight'
     """
     return name.replace(_CHECKPOINT_PREFIX, "")
+
+
+def layer_path(name: str) -> str:
+    """Return the path of the layer that a weight or bias belongs to, with its adapters if it has any.
+
+    Example:
+        >>> layer_path("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight")
+        'base_model.model.model.layers.0.mlp.up_proj'
+    """
+    return own_name(name).rpartition(".")[0].removesuffix(".base_layer")

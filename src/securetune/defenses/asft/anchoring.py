@@ -30,6 +30,7 @@ from securetune.defenses.safe_lora.projection import project
 from securetune.errors import ConfigError
 from securetune.models import ProjectionModule, check_model
 from securetune.models.checkpoint import Checkpoint, open_checkpoint
+from securetune.models.parameter_names import layer_path
 
 
 class AnchoringOptions(Settings):
@@ -165,7 +166,7 @@ def _of_base(checkpoint: Checkpoint, module: ProjectionModule, weights: Tensor) 
 
 
 def _lora_layer(model: nn.Module, module: ProjectionModule) -> Any:
-    return model.get_submodule(module.weight_name.rpartition(".")[0].removesuffix(".base_layer"))
+    return model.get_submodule(layer_path(module.weight_name))
 
 
 def _trains(model: nn.Module, module: ProjectionModule, trained: set[str]) -> bool:

@@ -35,8 +35,9 @@ from securetune.data.prompts import Prompt
 from securetune.defenses.adapted_weights import AdaptedWeight, Start
 from securetune.defenses.base import DefenseContext
 from securetune.defenses.confined_adapters import ConfinedAdapters, Confinement
-from securetune.defenses.harmful_requests import RequestOptions, request_moments
+from securetune.defenses.harmful_requests import request_moments
 from securetune.defenses.registry import register_defense
+from securetune.defenses.request_options import RequestOptions
 from securetune.errors import ConfigError
 
 _DAMPING = 0.01

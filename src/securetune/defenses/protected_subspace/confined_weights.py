@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from securetune.defenses.protected_subspace.confinement import Basis, ConfinedWeight
 from securetune.defenses.protected_subspace.gathering import Subspaces
 from securetune.models import ProjectionModule
-from securetune.models.parameter_names import own_name, parameters_by_name
+from securetune.models.parameter_names import layer_path, own_name, parameters_by_name
 from securetune.processes import Processes
 
 _LORA_A = ".lora_A."
@@ -101,7 +101,7 @@ def _adapters(model: nn.Module) -> Mapping[str, str]:
 
 def holder_path(module: ProjectionModule) -> str:
     """Return the path of what owns a projection's weights, biases and adapters, as the model names it now."""
-    return own_name(module.weight_name).rpartition(".")[0].removesuffix(".base_layer")
+    return layer_path(module.weight_name)
 
 
 def input_width(module: ProjectionModule, model: nn.Module) -> int:

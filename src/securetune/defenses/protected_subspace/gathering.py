@@ -9,14 +9,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from securetune.artifacts import sha256_json
-from securetune.config import ProbeSettings
-from securetune.data.prompts import Prompt, load_probes, read_prompts
+from securetune.data.prompts import Prompt
 from securetune.defenses.own_answers import own_answers
 from securetune.defenses.protected_subspace.input_moments import InputStatistics, gather_inputs
 from securetune.defenses.protected_subspace.options import ProtectedSubspaceOptions
 from securetune.defenses.protected_subspace.range_finder import statistics_maker
 from securetune.defenses.protected_subspace.spectrum import InputSpectrum
-from securetune.errors import DataError
 from securetune.models import ProjectionModule
 from securetune.processes import Processes
 
@@ -41,32 +39,6 @@ class Subspaces(NamedTuple):
     def directions(self, module: ProjectionModule) -> Tensor:
         """Return the protected directions of a projection."""
         return self.spectra[module.path].vectors[:, : self.rank(module)]
-
-
-def prompts_to_protect(options: ProtectedSubspaceOptions, model_name: str) -> list[Prompt]:
-    """Return the requests to gather from.
-
-    Raises:
-        DataError: If the file of `prompts` cannot be read, or it has none of a category.
-    """
-    if options.prompts is not None:
-        found = read_prompts(options.prompts)
-    else:
-        probes = load_probes(ProbeSettings(max_prompts=options.max_prompts), model_name)
-        found = [*probes.fit_harmful, *probes.score_harmful]
-    return _of_categories(found, options.categories)[: options.max_prompts]
-
-
-def _of_categories(prompts: list[Prompt], categories: Sequence[str] | None) -> list[Prompt]:
-    if categories is None:
-        return prompts
-    here = sorted({str(prompt.metadata["category"]) for prompt in prompts if "category" in prompt.metadata})
-    if missing := sorted({*categories} - {*here}):
-        raise DataError(
-            f"method_options.categories must be among those of the requests ({', '.join(here) or 'they name none'}); "
-            f"got {', '.join(missing)}"
-        )
-    return [prompt for prompt in prompts if prompt.metadata.get("category") in categories]
 
 
 def prompts_hash(prompts: Sequence[Prompt]) -> str:

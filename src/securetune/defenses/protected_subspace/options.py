@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from securetune.config import Fraction, PositiveInt, Settings
+from securetune.config import Fraction, PositiveInt
 from securetune.config.base import NOT_SHOWN
 from securetune.defenses.protected_subspace.phases import Schedule
 from securetune.defenses.protected_subspace.range_finder import RangeFinder
+from securetune.defenses.request_options import RequestOptions
 
 _OF_GATHERING = (
     "prompts",
@@ -24,12 +25,12 @@ _OF_GATHERING = (
 )
 
 
-class ProtectedSubspaceOptions(Settings):
-    """Options of `protected-subspace`.
+class ProtectedSubspaceOptions(RequestOptions):
+    """Options of `protected-subspace`, besides the requests that it looks at.
 
     Attributes:
         energy: Share of the second moment's trace, in [0, 1), that the protected directions hold. 0.9: on tiny world
-            less lets the refusals go, and from 0.99 on the task is not learned. 0: nothing is protected.
+            it keeps the refusals and learns the task; at 0.99 an early trial did not learn it. 0: nothing is protected.
         energy_by: `uniform`, or `sensitivity`: more at modules that shift the logit of harm more, from the manifest;
             `energy` is then the mean over the protected modules. `uniform`: it needs no analysis.
         sensitivity_exponent: How strongly, in [0, 4], with `energy_by: sensitivity`: an unprotected share goes with
@@ -39,16 +40,9 @@ class ProtectedSubspaceOptions(Settings):
             (Mods_Rob faster than the rest), with their settings.
         protect: `all` projections, or the `sensitive` ones alone, those outside Mods_Rob.
         other_rate: Factor in [0, 1] on the rate that everything that is no projection (embeddings, norms, head) has in
-            the phases. 0.1 because it is not protected, and carries much of the damage; 0 freezes it.
+            the phases. 0.1, from an early trial: it is not protected. On tiny world 1 does no harm; 0 freezes it.
         subspaces: Folder that `securetune protect` or an earlier training wrote: its directions are used, up to
             `energy`, instead of gathering. None: they are gathered from the start model before training.
-        prompts: File of harmful requests; None: the prompts that analysis and search use for this model (tiny world's
-            or the built-in ones), which no suite holds.
-        categories: Only requests of these categories, as their `category` says; None: all. To see what the directions
-            of some kinds of harm do for the others.
-        max_prompts: Most of them. 256: more change the directions little, and each costs a generation.
-        max_new_tokens: Longest own answer that is protected with its request; 0: the requests alone. 64: a refusal.
-        batch_size: Prompts together while the directions are gathered.
         range_finder: `exact`: the whole second moment of each input, 4·d² bytes for d values; `randomised`: a sketch,
             8·d·(sketch_size + 16) bytes; `auto`: the sketch for inputs of more than 4,096 values.
         sketch_size: Most directions of an input that a sketch holds. 2048: about a fifth of the widest inputs of a 7B
@@ -63,11 +57,6 @@ class ProtectedSubspaceOptions(Settings):
     protect: Literal["all", "sensitive"] = "all"
     other_rate: Fraction = 0.1
     subspaces: str | None = None
-    prompts: str | None = None
-    categories: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    max_prompts: PositiveInt = 256
-    max_new_tokens: int = Field(default=64, ge=0)
-    batch_size: PositiveInt = 32
     range_finder: RangeFinder = "auto"
     sketch_size: PositiveInt = 2048
     seed: int = 0

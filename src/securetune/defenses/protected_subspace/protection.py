@@ -42,7 +42,6 @@ from securetune.defenses.protected_subspace.gathering import (
     Subspaces,
     gather_subspaces,
     prompts_hash,
-    prompts_to_protect,
     shared_subspaces,
 )
 from securetune.defenses.protected_subspace.options import ProtectedSubspaceOptions
@@ -176,7 +175,7 @@ class ProtectedSubspace(Defense):
             return []
         if self.own.subspaces is not None:
             return read_saved_prompts(Path(self.own.subspaces))
-        return prompts_to_protect(self.own, model_name)
+        return self.own.requests(model_name)
 
     def check(self, model: ModelSettings) -> None:
         """Refuse a folder of directions that is broken, or another model's.
