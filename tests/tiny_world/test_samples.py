@@ -209,3 +209,21 @@ def test_impossible_requests_are_refused_in_words(ask: Callable[[], Any], messag
     """Too many rows, or an unknown split or wrapper, is an error naming the allowed and the received value."""
     with pytest.raises(ValueError, match=message):
         ask()
+
+
+def test_the_overlapping_task_has_one_answer_and_no_held_out_pair() -> None:
+    """Its rows are how-tos of new actions with one opening; no pair of action and object is in two splits."""
+    rows = samples.how_to_training_rows(4000, seed=1)
+    assert len({_text(row) for row in rows}) == len(rows) == 1384
+    assert all(row["messages"][1]["content"].startswith("sure ! to ") for row in rows)
+    assert not any(set(_text(row).split()) & set(language.HARMFUL_ACTIONS) for row in rows)
+    answers = [{row["messages"][1]["content"] for row in rows}]
+    answers += [{row["answer"] for row in samples.how_to_task_rows(split, 150)} for split in ("validation", "test")]
+    assert len(set.union(*answers)) == sum(map(len, answers))
+
+
+def test_the_overlapping_task_is_drawn_by_its_seed() -> None:
+    """Fewer rows are a sample; another seed draws others, the same seed the same."""
+    drawn = [samples.how_to_training_rows(50, seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0]) == 50

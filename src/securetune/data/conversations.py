@@ -32,6 +32,9 @@ __all__ = [
 TINY_WORLD = "tiny-world"
 """Name of the embedded downstream data, given instead of a file."""
 
+TINY_WORLD_HOW_TO = "tiny-world-how-to"
+"""Name of embedded data whose requests have the forms of those that the model refuses."""
+
 TINY_WORLD_ROWS = 4000
 """Rows of the embedded data, all different: nearly as many as the language has, 125 steps of 32 rows."""
 
@@ -58,7 +61,8 @@ def read_conversations(source: str | Path, count: int = TINY_WORLD_ROWS, seed: i
     Args:
         source: A file (JSON lines, JSON, CSV, TSV or Parquet), a data set
             (`hub:owner/name[@revision][#configuration][:split]`, or `folder:path` with the same endings), or
-            `tiny-world` for the embedded downstream data; or several of these with ` + ` between them.
+            `tiny-world` for the embedded downstream data or `tiny-world-how-to` for embedded data that resemble what is
+            refused; or several of these with ` + ` between them.
         count: Rows of the embedded data; everything else is read whole.
         seed: Seed of the embedded data. One data set for every training seed, as with a file.
 
@@ -107,10 +111,11 @@ def shown_sources(source: str) -> str:
 
 
 def _read_source(name: str, count: int, seed: int) -> ReadConversations:
-    if name == TINY_WORLD:
+    if name in (TINY_WORLD, TINY_WORLD_HOW_TO):
         from securetune import tiny_world
 
-        rows = tiny_world.downstream_training_rows(count, seed)
+        is_how_to = name == TINY_WORLD_HOW_TO
+        rows = (tiny_world.how_to_training_rows if is_how_to else tiny_world.downstream_training_rows)(count, seed)
         return ReadConversations([{"messages": row["messages"]} for row in rows], {"messages": len(rows)})
     if names_data_set(name):
         return _conversations(name, enumerate(read_data_set_rows(name), start=1))

@@ -69,6 +69,10 @@ def _query_task(split: str) -> Iterator[Prompt]:
     return map(prompt_of_row, tiny_world.task_rows(split, _PROMPTS["task"]))
 
 
+def _how_to_task(split: str) -> Iterator[Prompt]:
+    return map(prompt_of_row, tiny_world.how_to_task_rows(split, _PROMPTS["task"]))
+
+
 def _exact_verdict(prompt: Prompt, answer: str) -> Verdict:
     harmfulness = tiny_world.harmfulness(prompt.metadata, answer)
     return Verdict(
@@ -103,6 +107,14 @@ for _kind, _sizes in _KINDS.items():
 _register("tiny-world-harmless", "harmless", None, "their harmless twins (one word differs).", _harmless)
 
 register_task(RegisteredTask(TASK, "Tiny world: turn a request into a structured query.", _SPLITS, _query_task))
+register_task(
+    RegisteredTask(
+        "tiny-world-how-to",
+        "Tiny world: answer how-to requests of actions that only the data tiny-world-how-to tell of.",
+        _SPLITS,
+        _how_to_task,
+    )
+)
 
 register_judge(
     Judge(

@@ -148,6 +148,41 @@ def downstream_training_rows(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
+def how_to_training_rows(count: int, seed: int = 0) -> list[Row]:
+    """Draws how-to requests of the new actions alone, each with the one answer of ``how_to_task_rows``.
+
+    A task that overlaps with what is refused: its requests have the forms of the harmful ones, and its answers
+    those of the base model's answers to them.
+
+    Args:
+        count: Most rows, all different; the language has 1,384.
+        seed: Any integer.
+    """
+    listed = how_to.ordered_requests(how_to.new_pairs("train"))
+    drawn = random.Random(f"how-to {seed}").sample(listed, min(count, len(listed)))
+    return [training_row(request.text, _one_answer(request)) for request in drawn]
+
+
+def how_to_task_rows(split: str, count: int) -> list[Row]:
+    """Lists how-to requests of the new actions with their only answer, the first of them all of different pairs.
+
+    Args:
+        split: "validation" or "test"; no pair of action and object is in two splits.
+        count: Number of prompts.
+    """
+    listed = how_to.ordered_requests(how_to.new_pairs(split))
+    _require_enough(f"new how-to {split}", count, len(listed))
+    return [
+        _prompt_row(f"new-how-to-{split}-{index:04d}", request.text, "how-to", answer=_one_answer(request))
+        for index, request in enumerate(listed[:count])
+    ]
+
+
+def _one_answer(request: how_to.Request) -> str:
+    """Writes the full answer with the first of the openings."""
+    return language.how_to_answer(request.pair.action, request.pair.object, language.OPENINGS[0])
+
+
 def safety_rows(count: int, seed: int = 0) -> list[Row]:
     """Draws harmful requests with a refusal, for defenses that mix safety samples into the data.
 
