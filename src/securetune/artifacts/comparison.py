@@ -98,6 +98,7 @@ class Comparison(Artifact):
     Attributes:
         verdict: One sentence, computed from the numbers.
         control_verdict: One sentence on whether the choice of modules matters, or None without controls.
+        recommendation: Which method the run speaks for, and why; None where there is nothing to choose from.
         is_test_bench: The model is the embedded tiny world, whose numbers are no evidence about large models.
         asr_judge: Judge behind `asr` and the wrappers, or None if nothing was judged.
         over_refusal_judge: Judge behind `over_refusal`, or None.
@@ -112,6 +113,7 @@ class Comparison(Artifact):
     format: Literal["securetune.comparison/1"] = "securetune.comparison/1"
     verdict: str
     control_verdict: str | None
+    recommendation: str | None = None
     is_test_bench: bool
     asr_judge: str | None
     over_refusal_judge: str | None = None

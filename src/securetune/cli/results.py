@@ -38,6 +38,8 @@ def show_comparison(comparison: Comparison, run_folder: Path, *remarks: str) -> 
     print(f"\n{comparison.verdict}")
     if comparison.control_verdict:
         print(comparison.control_verdict)
+    if comparison.recommendation:
+        print(comparison.recommendation)
     for remark in remarks:
         print(remark)
     print(f"Report: {run_folder / 'report.html'}")

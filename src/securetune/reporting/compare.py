@@ -22,6 +22,7 @@ from securetune.reporting.compare_models import judge_differences
 from securetune.reporting.intervals import Table, difference, summarize
 from securetune.reporting.judges import run_agreement
 from securetune.reporting.pairs import told_by_all
+from securetune.reporting.recommendation import recommendation_sentence
 from securetune.reporting.run_results import START, EvaluatedModel, RunResults, outcome_table, read_run
 from securetune.reporting.verdict import control_sentence, verdict_sentence
 
@@ -51,6 +52,7 @@ def compare(run: RunResults) -> Comparison:
     return Comparison(
         verdict=verdict_sentence(rows),
         control_verdict=control_sentence(rows),
+        recommendation=recommendation_sentence(rows),
         is_test_bench=run.is_test_bench,
         asr_judge=judges.asr,
         over_refusal_judge=judges.refusal,
