@@ -136,9 +136,24 @@ def test_a_key_given_twice_is_refused(tmp_path):
         read_yaml(path)
 
 
+def test_yamls_merge_key_lays_one_mapping_over_another(tmp_path):
+    """`<<` takes the keys of an anchored mapping, over two steps too; own keys win and are not called given twice."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, y: 3}\nc: {<<: *b, x: 4}\nd: {<<: [*a, *b], z: 5}\n")
+    assert read_yaml(path) == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 1, "y": 3},
+        "c": {"x": 4, "y": 3},
+        "d": {"x": 1, "y": 2, "z": 5},
+    }
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}\n")
+    with pytest.raises(ConfigError, match='"y" is given twice'):
+        read_yaml(path)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("a: [", "not valid YAML"), ("- a", "must hold a mapping of settings; got list"), ("", "got NoneType")],
+    [("a: [", "not valid YAML"), ("? [a]\n: 1", "unhashable key"), ("- a", "got list"), ("", "got NoneType")],
 )
 def test_files_that_are_no_recipe(tmp_path, text, sentence):
     """A file that is not a YAML mapping is one sentence with its name."""

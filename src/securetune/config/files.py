@@ -12,18 +12,32 @@ from securetune.artifacts import write_text
 from securetune.config.checking import merge
 from securetune.errors import ConfigError
 
+_MERGE_KEY = "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice: YAML would keep the last one without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._checked: set[int] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Check what was written, once: YAML's `<<` puts other mappings' keys beside it, where they stay."""
+        if id(node) not in self._checked:
+            self._checked.add(id(node))
+            self._require_keys_once(node)
+        super().flatten_mapping(node)
+
+    def _require_keys_once(self, node: yaml.MappingNode) -> None:
+        seen: set[Hashable] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = "<<" if key_node.tag == _MERGE_KEY else self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # the constructor says so
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f'key "{key}" is given twice', key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
