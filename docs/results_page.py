@@ -21,8 +21,9 @@ def results_page() -> str:
         "# Results",
         "",
         "Written by `python docs/results_page.py` from the files under `results/`. What is measured and how it is",
-        "matched is in [experiments.md](experiments.md). All of it is on tiny world, the embedded test bench: what is",
-        "seen there is no evidence about large models.",
+        "matched is in [experiments.md](experiments.md). Most of it is on tiny world, the embedded test bench, and some",
+        "on a model of six million parameters made of real text (`benchmarks/real_text`, which is not shipped): what is",
+        "seen on either is no evidence about large models.",
     ]
     for folder in sorted(path.parent for path in RESULTS.glob("*/experiment.json")):
         found = read_artifact(folder / "experiment.json", Experiment)
@@ -32,7 +33,7 @@ def results_page() -> str:
         body = re.sub(r"^#", "##", page, flags=re.MULTILINE)
         heading, _, rest = body.partition("\n")
         versions = ", ".join(f"{name} {version}" for name, version in sorted(found.environment.items()))
-        command = f"securetune experiment configs/experiments/{folder.name}.yaml --out runs/{folder.name}"
+        command = f"securetune experiment {_configuration(folder.name)} --out runs/{folder.name}"
         parts += [
             "",
             heading,
@@ -43,6 +44,12 @@ def results_page() -> str:
             rest.rstrip(),
         ]
     return "\n".join(parts) + "\n"
+
+
+def _configuration(name: str) -> str:
+    """Return where an experiment's configuration is, from the repository's root."""
+    places = (f"configs/experiments/{name}.yaml", f"benchmarks/real_text/{name.removeprefix('real_text_')}.yaml")
+    return next(place for place in places if (ROOT / place).is_file())
 
 
 def main() -> None:
