@@ -21,9 +21,9 @@ def results_page() -> str:
         "# Results",
         "",
         "Written by `python docs/results_page.py` from the files under `results/`. What is measured and how it is",
-        "matched is in [experiments.md](experiments.md). Most of it is on tiny world, the embedded test bench, and some",
-        "on a model of six million parameters made of real text (`benchmarks/real_text`, which is not shipped): what is",
-        "seen on either is no evidence about large models.",
+        "matched is in [experiments.md](experiments.md). Most of it is on tiny world, the embedded test bench, and",
+        "some on a model of six million parameters made of real text (`benchmarks/real_text`, which is not shipped):",
+        "what is seen on either is no evidence about large models.",
     ]
     for folder in sorted(path.parent for path in RESULTS.glob("*/experiment.json")):
         found = read_artifact(folder / "experiment.json", Experiment)

@@ -31,6 +31,7 @@ from securetune.features import Perturbation, fit_probe
 from securetune.models import ChatModel
 from securetune.pipeline.chaining import apply_chain, check_chain, without_chain
 from securetune.pipeline.folder import RunFolder, cell_name, search_variant
+from securetune.pipeline.kept_directions import borrow_directions
 from securetune.pipeline.perturbing import open_perturbation
 from securetune.pipeline.preparing import apply_before, data_folder_name
 from securetune.progress import ProgressCallback
@@ -242,6 +243,7 @@ def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: i
     if trained == cell:
         manifest = _manifest(settings, folder, search_variant(config, label))
         data = _training_data(config, settings, folder)
+        borrow_directions(cell, lenders(config, folder, label))
         train_alone(without_chain(settings), config.model, data, cell, manifest, progress)
     else:
         write_text(cell / RESULT_FILE, (trained / RESULT_FILE).read_text(encoding="utf-8"))
@@ -251,6 +253,18 @@ def train_and_evaluate(config: RunConfig, folder: RunFolder, label: str, seed: i
     if config.selection is not None:
         evaluate(chat, folder.cell_selection(label, seed), _shown(config.selection, settings, config), progress)
     evaluate(chat, folder.cell_scores(label, seed).parent, _shown(config.evaluation, settings, config), progress)
+
+
+def lenders(config: RunConfig, folder: RunFolder, label: str) -> list[Path]:
+    """Return the cells, of all seeds, whose method looks at the start model in the same way."""
+    wanted = _looks_at(config, label)
+    labels = [other for other in config.methods if _looks_at(config, other) == wanted]
+    return [folder.cell(other, seed) for seed in config.seeds for other in labels]
+
+
+def _looks_at(config: RunConfig, label: str) -> tuple[object, ...]:
+    settings, variant = _training_of(config, label)
+    return settings.method, settings.method_options, settings.modules, settings.tune, settings.lora, variant
 
 
 def _shown(evaluation: EvaluationSettings, settings: TrainingSettings, config: RunConfig) -> EvaluationSettings:

@@ -2,6 +2,6 @@
 
 from securetune.defenses.protected_subspace.options import ProtectedSubspaceOptions
 from securetune.defenses.protected_subspace.protection import ProtectedSubspace, require_plain_weights
-from securetune.defenses.protected_subspace.saved_subspaces import MANIFEST
+from securetune.defenses.protected_subspace.saved_subspaces import FOLDER, MANIFEST
 
-__all__ = ["MANIFEST", "ProtectedSubspace", "ProtectedSubspaceOptions", "require_plain_weights"]
+__all__ = ["FOLDER", "MANIFEST", "ProtectedSubspace", "ProtectedSubspaceOptions", "require_plain_weights"]
