@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -81,6 +82,7 @@ def _row(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, An
     for _ in range(arguments.repeats):
         for way, found in runs.items():
             shutil.rmtree(folder / way, ignore_errors=True)
+            os.sync()  # or a run would share the disk with what was written before it
             found.append(_child(name, way, folder, arguments.threads))
         if _digest(folder / "streaming") != _digest(folder / "loading"):
             raise SystemExit(f"{name}: the weights of the two ways differ")
