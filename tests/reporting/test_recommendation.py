@@ -14,7 +14,7 @@ def test_the_lowest_rate_is_recommended_with_its_reasons() -> None:
     text = recommendation_sentence(rows)
     assert text is not None
     assert text.startswith(
-        "Recommended after this run (3 seeds): own: attack success 2.0% [0.0%, 7.0%] against IFT's 72.0%, "
+        "Recommended after this run (3 seeds) is own: attack success 2.0% [0.0%, 7.0%] against IFT's 72.0%, "
         "task accuracy 99.0% against 99.0%, over-refusal 1.0%."
     )
     assert "SWAT" not in text
@@ -38,7 +38,7 @@ def test_attacks_decide_between_equal_rates() -> None:
     }
     text = recommendation_sentence(rows)
     assert text is not None
-    assert "seeds): firm: " in text
+    assert "seeds) is firm: " in text
     assert "5.0% against 72.0% with the attacks" in text
 
 

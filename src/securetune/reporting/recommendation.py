@@ -83,7 +83,7 @@ def _reasons(best: str, row: MethodComparison, baseline: MethodComparison) -> st
     if row.over_refusal is not None:
         figures.append(f"over-refusal {row.over_refusal.mean:.1%}")
     seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) != 1)}"
-    return f"Recommended after this run ({seeds}): {display_name(best)}: {', '.join(figures)}."
+    return f"Recommended after this run ({seeds}) is {display_name(best)}: {', '.join(figures)}."
 
 
 def _equals(best: str, fit: Rows) -> str:
