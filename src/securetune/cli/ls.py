@@ -1,4 +1,4 @@
-"""`securetune ls models|methods|defenses|suites|tasks|attacks|judges`."""
+"""`securetune ls models|methods|presets|defenses|suites|tasks|attacks|judges`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import typer
 from securetune.cli.errors import reports_errors
 from securetune.cli.options import Json
 from securetune.cli.output import only_results_on_stdout, print_json, printable
+from securetune.config.presets import Preset, list_presets
 
 if TYPE_CHECKING:
     from securetune.defenses import DefenseDescription
     from securetune.evaluation import RegisteredSuite, RegisteredTask
 
-Listed = Literal["models", "methods", "defenses", "suites", "tasks", "attacks", "judges"]
+Listed = Literal["models", "methods", "presets", "defenses", "suites", "tasks", "attacks", "judges"]
 
 _ALIGNED = ("name", "stage", "purpose", "kind", "prompts", "licence")
 """Columns before the description; what has none of one does without it."""
@@ -23,11 +24,12 @@ _ALIGNED = ("name", "stage", "purpose", "kind", "prompts", "licence")
 @reports_errors
 def ls(
     what: Annotated[
-        Listed, typer.Argument(metavar="models|methods|defenses|suites|tasks|attacks|judges", help="What to list.")
+        Listed,
+        typer.Argument(metavar="models|methods|presets|defenses|suites|tasks|attacks|judges", help="What to list."),
     ],
     json_: Json = False,
 ) -> None:
-    """List what goes by a name. Models, methods, defenses, suites, tasks, attacks or judges."""
+    """List what goes by a name. Models, methods, presets, defenses, suites, tasks, attacks or judges."""
     rows = _rows(what)
     if json_:
         print_json(rows)
@@ -39,6 +41,7 @@ def ls(
         source = f" {row['source']}: {row['repository']}" if row.get("repository") else ""
         needs = f" Needs {row['needs']}." if row.get("needs") else ""
         source = f" {row['source']}." if "needs" in row else source
+        source = f" Evidence: {row['evidence']}." if "evidence" in row else source
         print("  ".join([*cells, printable(row["description"] + needs + source)]))
 
 
@@ -50,6 +53,8 @@ def _rows(what: Listed) -> list[dict[str, Any]]:
 
             listed = [each for each in list_defenses() if what == "defenses" or each.stage == "training"]
             return [_defense_row(each) for each in listed]
+        if what == "presets":
+            return [_preset_row(preset) for preset in list_presets()]
         if what == "models":
             from securetune.models import list_models
 
@@ -63,6 +68,10 @@ def _rows(what: Listed) -> list[dict[str, Any]]:
         if what == "attacks":
             return [{"name": a.name, "description": a.description, "source": a.source} for a in list_attacks()]
         return [{"name": item.name, "description": item.description} for item in list_judges()]
+
+
+def _preset_row(preset: Preset) -> dict[str, Any]:
+    return {**preset._asdict(), "training": dict(preset.training)}
 
 
 def _defense_row(defense: DefenseDescription) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from securetune.config.base import Settings
 from securetune.config.chain import ChainParts
 from securetune.config.checking import merge, validate
 from securetune.config.files import nest, read_yaml
+from securetune.config.presets import with_preset
 from securetune.config.recipes import RunConfig, check_run_config
 from securetune.config.settings import EvaluationSettings, Fraction
 from securetune.errors import ConfigError
@@ -217,7 +218,8 @@ def _behind_shared(parts: ChainParts, shared: Any) -> dict[str, list[Any]]:
 
 def _chained(methods: Mapping[str, Any]) -> list[str]:
     """Return the methods that have no chain of their own."""
-    return [label for label, given in methods.items() if not {*ChainParts.model_fields} & {*(given or {})}]
+    settings = {label: with_preset({"method": label, **(given or {})}) for label, given in methods.items()}
+    return [label for label, own in settings.items() if not {*ChainParts.model_fields} & {*own}]
 
 
 def _own_sweep(given: Any, method: str, where: str) -> dict[str, tuple[Scalar, ...]]:

@@ -17,6 +17,7 @@ from securetune.config.base import NOT_SHOWN, PositiveInt, Settings
 from securetune.config.checking import merge, validate
 from securetune.config.endpoint import EndpointSettings
 from securetune.config.files import read_yaml
+from securetune.config.presets import PRESETS, with_preset
 from securetune.config.settings import (
     AnalysisSettings,
     EvaluationSettings,
@@ -161,6 +162,7 @@ class RunConfig(Settings):
         training: Settings shared by all methods.
         methods: Label → settings that differ from `training`. `method` defaults to the label, so that
             `swat-sensitive: {method: swat, modules: sensitive}` is a control beside `swat: {}`. A label names a folder.
+            A preset's name (`protected-mix: {}`) may stand where a method's may.
             `search`, in a method's settings, holds what differs from the section `search`: that method's modules come
             from a search of their own, as in `swat-small: {method: swat, search: {target_fraction: 0.25}}`.
             Left out: the method that `training.method` names, or without that `ift`, `ml-lr` and `swat`.
@@ -187,9 +189,16 @@ class RunConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _one_method_may_be_named(cls, content: Any) -> Any:
-        """Let `training.method`, in a file without `methods`, be the one method of the run."""
+        """Let `training.method`, in a file without `methods`, be the one method of the run.
+
+        A preset beside `methods` is refused: its defenses would be shared by all of them, plain fine-tuning included.
+        """
         training = content.get("training") if isinstance(content, Mapping) else None
         named = training.get("method") if isinstance(training, Mapping) else None
+        if named in PRESETS and "methods" in content:
+            raise PydanticCustomError(
+                NOT_SHOWN, f'training.method: "{named}" is a preset, which belongs in methods, as `{named}: {{}}`'
+            )
         return {**content, "methods": {named: {}}} if isinstance(named, str) and "methods" not in content else content
 
     @field_validator("methods", mode="before")
@@ -221,7 +230,8 @@ class RunConfig(Settings):
             ConfigError: If the label's settings are unknown or out of range.
         """
         own = {key: value for key, value in self.methods[label].items() if key != OWN_SEARCH}
-        merged = merge(self.training.model_dump(mode="json"), {"method": label, **own, "seed": seed})
+        shared = self.training.model_dump(mode="json")
+        merged = merge(shared, with_preset({"method": label, **own, "seed": seed}, shared))
         return validate(TrainingSettings, merged, at=f"methods.{label}")
 
     def search_for(self, label: str) -> SearchSettings:
@@ -299,7 +309,7 @@ def load_train_config(
     Args:
         path: YAML with `model`, `data` and `training`, or a whole run's recipe, or None if the flags say enough.
         overrides: Values that win over the file, as a nested mapping.
-        method: Method; in a run's recipe, also a label of its `methods`. Not needed if there is only one.
+        method: Method or preset; in a run's recipe, also a label of its `methods`. Not needed if there is only one.
         model: Start model.
         data: Training data.
         modules: Manifest of the robust modules.
@@ -315,8 +325,10 @@ def load_train_config(
         training = run.training_for(label, run.seeds[0]) if label in run.methods else run.training
         content = {"model": run.model, "data": run.data, "training": training.model_dump(mode="json")}
         method = None if label in run.methods else label
-    changes = {"method": method, "modules": modules}
-    content = merge(content, {"training": {key: value for key, value in changes.items() if value is not None}})
+    given = {key: value for key, value in {"method": method, "modules": modules}.items() if value is not None}
+    shared = content.get("training", {})
+    if isinstance(shared, Mapping):  # what is none is told as a mistake below
+        content = merge(content, {"training": with_preset(given, shared)})
     return validate(TrainConfig, content, where)
 
 

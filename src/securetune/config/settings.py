@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from securetune.config.base import Fraction, PositiveInt, Settings
 from securetune.config.chain import ChainStep
 from securetune.config.endpoint import LlmJudgeSettings
+from securetune.config.presets import with_preset
 
 MODULE_SETS = ("searched", "sensitive", "random", "top-k", "pattern")
 """What `training.modules` may name instead of a manifest's path; all but the first are controls of the same size."""
@@ -179,7 +181,8 @@ class TrainingSettings(Settings):
     """One fine-tuning run.
 
     Attributes:
-        method: A registered defense of the training stage: `ift` (plain), `ml-lr` or `swat`.
+        method: A registered defense of the training stage: `ift` (plain), `ml-lr`, `swat` or another of `securetune ls
+            methods`; or a preset of `securetune ls presets`, whose settings take its place.
         modules: Which set counts as robust: `searched` (the manifest), a control of the same size (`sensitive`,
             `random`, `top-k`, `pattern`), or the path of a manifest.
         method_options: Settings of the method's own, such as `{energy: 0.9}` of `protected-subspace`.
@@ -251,6 +254,11 @@ class TrainingSettings(Settings):
     generation: tuple[ChainStep, ...] = ()
     save_steps: PositiveInt | None = None
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_is_filled_in(cls, content: Any) -> Any:
+        return with_preset(content) if isinstance(content, Mapping) else content
 
 
 class EvaluationSettings(Settings):

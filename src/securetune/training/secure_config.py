@@ -11,6 +11,7 @@ from trl import SFTConfig
 from securetune.artifacts import RobustModules
 from securetune.config import TrainingSettings
 from securetune.config.checking import validate
+from securetune.config.presets import PRESETS
 from securetune.defenses import find_defense
 from securetune.errors import ConfigError
 
@@ -102,6 +103,13 @@ class SecureSFTConfig(SFTConfig):
         super().__post_init__()
         self.robust_modules = _named_alone(self.robust_modules)
         problems = []
+        if self.method in PRESETS:
+            inner = PRESETS[self.method].training["method"]
+            raise ConfigError(
+                f'method: "{self.method}" is a preset, part of which prepares the data, and a trainer takes those as '
+                f'they are. Use `securetune train --method {self.method}`; or give method="{inner}" here, and prepare '
+                "the data with `securetune.prepare_data`."
+            )
         try:
             self.secure_settings()
         except ConfigError as error:

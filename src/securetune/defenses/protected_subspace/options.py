@@ -30,7 +30,9 @@ class ProtectedSubspaceOptions(RequestOptions):
 
     Attributes:
         energy: Share of the second moment's trace, in [0, 1), that the protected directions hold. 0.9: on tiny world
-            it keeps the refusals and learns the task; at 0.99 an early trial did not learn it. 0: nothing is protected.
+            it keeps the refusals and learns the task; under an attack on the data it takes 0.95. More leaves less to
+            learn with: on a small model of real text 0.9 learns less in the same steps, and 0.97 still less. 0: nothing
+            is protected.
         energy_by: `uniform`, or `sensitivity`: more at modules that shift the logit of harm more, from the manifest;
             `energy` is then the mean over the protected modules. `uniform`: it needs no analysis.
         sensitivity_exponent: How strongly, in [0, 4], with `energy_by: sensitivity`: an unprotected share goes with
