@@ -69,6 +69,8 @@ def test_a_preset_shared_by_all_methods_is_refused():
     """Its defenses would change plain fine-tuning too."""
     with pytest.raises(ConfigError, match=r"training\.method: \"protected-mix\" is a preset, which belongs in methods"):
         check_run_config({**RUN, "training": {"method": "protected-mix"}})
+    with pytest.raises(ConfigError, match=r"training\.method must be a valid string"):
+        check_run_config({**RUN, "training": {"method": ["protected-mix"]}})
 
 
 def test_one_training_by_its_name(tmp_path):

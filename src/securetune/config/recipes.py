@@ -195,7 +195,7 @@ class RunConfig(Settings):
         """
         training = content.get("training") if isinstance(content, Mapping) else None
         named = training.get("method") if isinstance(training, Mapping) else None
-        if named in PRESETS and "methods" in content:
+        if isinstance(named, str) and named in PRESETS and "methods" in content:
             raise PydanticCustomError(
                 NOT_SHOWN, f'training.method: "{named}" is a preset, which belongs in methods, as `{named}: {{}}`'
             )
