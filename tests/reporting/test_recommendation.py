@@ -42,6 +42,19 @@ def test_attacks_decide_between_equal_rates() -> None:
     assert "5.0% against 72.0% with the attacks" in text
 
 
+def test_a_control_that_ended_lower_is_named() -> None:
+    """Controls are not recommended; one that ended below the winner is named, one above it is not."""
+    controls = {
+        "swat-sensitive": row(0.03, against=-0.69, is_control=True),
+        "swat-random": row(0.6, against=-0.12, is_control=True),
+    }
+    text = recommendation_sentence({**BASE, "swat": row(0.45, against=-0.27), **controls})
+    assert text is not None
+    assert "is SWAT: " in text
+    assert "Controls that ended lower: swat-sensitive (3.0%)." in text
+    assert "swat-random" not in text
+
+
 @pytest.mark.parametrize(
     "unfit",
     [

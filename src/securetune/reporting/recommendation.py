@@ -23,7 +23,8 @@ def recommendation_sentence(rows: Rows) -> str | None:
     Recommended is the lowest attack success rate, over plain prompts and attacks, among the methods that ended clearly
     below plain fine-tuning on the plain prompts (the interval of the difference excludes 0), learned the task as well
     (at most 2 points less) and refuse harmless requests at most 2 points more often than the start model. Named beside
-    it is what the intervals do not tell from it.
+    it are what the intervals do not tell from it, and controls that ended lower: they are not recommended, but speak
+    against the choice of modules.
 
     Returns:
         None where there is nothing to choose from: no plain fine-tuning, no task, or one method alone.
@@ -43,7 +44,8 @@ def recommendation_sentence(rows: Rows) -> str | None:
             "accuracy and the start model's over-refusal (within 2 points)."
         )
     best = min(fit, key=lambda label: (_attacked(fit[label]), -_mean(fit[label].task_accuracy)))
-    return f"{_reasons(best, fit[best], baseline)}{_equals(best, fit)} {_SELECTED_ON}"
+    controls = {label: row for label, row in rows.items() if row.is_control and _is_fit(row, baseline, rows.get(START))}
+    return f"{_reasons(best, fit[best], baseline)}{_equals(best, fit)}{_below(fit[best], controls)} {_SELECTED_ON}"
 
 
 _SELECTED_ON = (
@@ -96,3 +98,9 @@ def _equals(best: str, fit: Rows) -> str:
     named = ", ".join(display_name(label) for label in equal[:_MOST_NAMED])
     more = f" and {len(equal) - _MOST_NAMED} more" * (len(equal) > _MOST_NAMED)
     return f" Not clearly different on plain prompts: {named}{more}."
+
+
+def _below(best: MethodComparison, controls: Rows) -> str:
+    """Name the controls that ended below the best method."""
+    lower = [f"{label} ({_mean(row.asr):.1%})" for label, row in controls.items() if _attacked(row) < _attacked(best)]
+    return f" Controls that ended lower: {', '.join(lower)}." if lower else ""
