@@ -9,9 +9,9 @@ import typer
 from securetune.cli.errors import reports_errors
 from securetune.cli.options import Json
 from securetune.cli.output import only_results_on_stdout, print_json, printable
-from securetune.config.presets import Preset, list_presets
 
 if TYPE_CHECKING:
+    from securetune.config.presets import Preset
     from securetune.defenses import DefenseDescription
     from securetune.evaluation import RegisteredSuite, RegisteredTask
 
@@ -54,6 +54,8 @@ def _rows(what: Listed) -> list[dict[str, Any]]:
             listed = [each for each in list_defenses() if what == "defenses" or each.stage == "training"]
             return [_defense_row(each) for each in listed]
         if what == "presets":
+            from securetune.config.presets import list_presets
+
             return [_preset_row(preset) for preset in list_presets()]
         if what == "models":
             from securetune.models import list_models
