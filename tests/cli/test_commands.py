@@ -16,6 +16,7 @@ from securetune.cli.application import _show_warning
 from securetune.cli.demo import demo_config, describe_modules
 from securetune.cli.output import printable
 from securetune.config import parse_overrides
+from securetune.config.presets import list_presets
 
 FLAGS = {
     "demo": {"--out", "--seeds", "--controls", "--json"},
@@ -146,7 +147,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
     assert isinstance(invoke("run", recipe, "--out", tmp_path / "out").exception, ZeroDivisionError)
 
 
-@pytest.mark.parametrize("what", ["models", "methods", "defenses", "suites", "tasks", "attacks", "judges"])
+@pytest.mark.parametrize("what", ["models", "methods", "presets", "defenses", "suites", "tasks", "attacks", "judges"])
 def test_ls_lists_what_is_registered(what):
     """Each list comes from its registry, as lines for people and as one JSON document for programs."""
     from securetune.defenses import list_defenses
@@ -156,6 +157,7 @@ def test_ls_lists_what_is_registered(what):
     registries = {
         "models": list_models,
         "methods": lambda: [each for each in list_defenses() if each.stage == "training"],
+        "presets": list_presets,
         "defenses": list_defenses,
         "suites": list_suites,
         "tasks": list_tasks,
