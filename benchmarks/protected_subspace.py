@@ -8,7 +8,7 @@ Each run has a process of its own, and the variants take turns, as in `training_
   `SFTTrainer` with the same parameters in the same round, median over rounds, with the extremes; `memory_ratio` is peak
   memory over TRL's. On a CPU it is processor time, which leaves out what other programs take. `own_share` is the time
   that the method itself takes over that of a step, which varies less than ratios between runs; `rank_share` the share
-  of all directions that is protected.
+  of all directions that is protected, or pulled. `+pull` is the method with a `tail_pull` of 0.3, which acts on more.
 - gathering from 256 requests with the model's own answers: `gathering_ratio` is the time of the pass that sums up
   second moments, and of their decomposition, over one forward pass over the same rows below the head; `answers_ratio`
   the time of generating those answers, which comes before and which `max_new_tokens: 0` leaves out.
@@ -43,7 +43,9 @@ from securetune.defenses.protected_subspace.input_moments import SecondMoment, g
 from securetune.models import load, map_modules
 
 METHOD = "protected-subspace"
-VARIANTS = [(variant, tune) for tune in ("full", "lora") for variant in (TRL, METHOD)]
+PULLED = f"{METHOD}+pull"
+TAIL_PULL = 0.3
+VARIANTS = [(variant, tune) for tune in ("full", "lora") for variant in (TRL, METHOD, PULLED)]
 LORA = LoraConfig(
     r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 )
@@ -80,7 +82,9 @@ class NotedTrainer(SecureSFTTrainer):
         """Train as usual."""
         output = super().train(*arguments, **named)
         found = self.defense.evidence()["protected"].values()
-        share = sum(each["directions"] for each in found) / sum(each["inputs"] for each in found)
+        share = sum(each["directions"] + each["pulled_directions"] for each in found) / sum(
+            each["inputs"] for each in found
+        )
         noted = {"rank_share": share, "own_seconds": statistics.median(self.own_seconds[STEPS_LEFT_OUT:])}
         self.notes.write_text(json.dumps(noted))
         return output
@@ -96,6 +100,7 @@ def make_trainer(variant: str, model: Any, folder: str, size: Size, steps: int, 
     requests = Path(folder) / "requests.txt"
     requests.write_text("\n".join(prompt.text for prompt in prompts_of_tiny_world()[:BATCH_SIZE]))
     options = {"prompts": str(requests), "energy": float(energy), "max_new_tokens": 8}
+    options |= {"tail_pull": TAIL_PULL} if method == PULLED else {}
     config = SecureSFTConfig(folder, method=METHOD, method_options=options, **shared)
     trainer = NotedTrainer(model, config, peft_config=adapter, **arguments)
     trainer.notes = Path(notes)
@@ -139,21 +144,21 @@ def in_own_process(function: Any, *arguments: Any) -> Any:
 def measure_steps(name: str, steps: int, rounds: int, energy: float) -> list[dict[str, Any]]:
     """Run all variants in turn and return the rows of one size."""
     runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    noted: dict[str, list[dict[str, float]]] = defaultdict(list)
+    noted: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder) / "notes.json"
         for number in range(rounds):
             for variant, tune in VARIANTS:
                 named = f"{variant} {tune} {energy} {notes}"
                 runs[variant, tune].append(in_own_process(train, named, SIZES[name], steps, make_trainer))
-                if variant == METHOD:
-                    noted[tune].append(json.loads(notes.read_text()))
+                if variant != TRL:
+                    noted[variant, tune].append(json.loads(notes.read_text()))
                 print(f"{name}: round {number + 1}, {variant} {tune} done", file=sys.stderr)
     rows = []
     for variant, tune in VARIANTS:
         for row in rows_of(name, variant, runs[variant, tune], runs[TRL, tune]):
-            own = statistics.median(each["own_seconds"] for each in noted[tune]) if variant == METHOD else 0.0
-            share = noted[tune][0]["rank_share"] if variant == METHOD else 0.0
+            notes_of = noted.get((variant, tune), [{"own_seconds": 0.0, "rank_share": 0.0}])
+            own, share = statistics.median(each["own_seconds"] for each in notes_of), notes_of[0]["rank_share"]
             rows.append({**row, "tune": tune, "own_share": own / row["step_seconds"], "rank_share": share})
     return rows
 
@@ -190,13 +195,13 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"rows": steps, "gathering": gathering, "environment": environment()}, indent=2))
         return
-    heads = f"{'ms a step':>10}{'/ TRL':>8}{'low':>7}{'high':>7}{'own':>7}{'memory / TRL':>14}"
-    print(f"{'size':12}{'method':20}{'tune':6}{heads}")
+    heads = f"{'ms a step':>10}{'/ TRL':>8}{'low':>7}{'high':>7}{'own':>7}{'memory / TRL':>14}{'rank':>8}"
+    print(f"{'size':12}{'method':24}{'tune':6}{heads}")
     for row in steps:
         print(
-            f"{row['size']:12}{row['method']:20}{row['tune']:6}{1000 * row['step_seconds']:10.1f}"
+            f"{row['size']:12}{row['method']:24}{row['tune']:6}{1000 * row['step_seconds']:10.1f}"
             f"{row['time_ratio']:8.3f}{row['time_ratio_low']:7.3f}{row['time_ratio_high']:7.3f}{row['own_share']:7.3f}"
-            f"{row['memory_ratio']:14.3f}"
+            f"{row['memory_ratio']:14.3f}{row['rank_share']:8.2f}"
         )
     print(f"\n{'size':12}{'tokens':>8}{'forward s':>11}{'gathering':>11}{'moments':>9}{'decomp.':>9}{'answers':>9}")
     for row in gathering:

@@ -36,7 +36,7 @@ def test_a_preset_is_filled_in_and_its_own_settings_win():
     config = check_run_config({**RUN, "methods": {**own, "plain": {"method": "protected-mix", "before": []}}})
     settings = config.training_for("protected-mix", 3)
     assert (settings.method, settings.learning_rate, settings.seed) == ("protected-subspace", 1e-4, 3)
-    assert settings.method_options == {"energy": 0.8, "seed": 3}
+    assert settings.method_options == {**list_presets()[0].training["method_options"], "energy": 0.8, "seed": 3}
     assert config.training_for("bare", 0).method_options == list_presets()[0].training["method_options"]
     assert names(settings.before) == names(config.training_for("bare", 0).before) == ["safety-mix"]
     assert names(config.training_for("plain", 0).before) == []

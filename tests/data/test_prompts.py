@@ -188,6 +188,13 @@ def test_a_small_file_names_the_sizes_of_its_parts(tmp_path: Path):
         load_probes(ProbeSettings(harmful=small, harmless=ok), "m")
 
 
+def test_tiny_worlds_probes_are_all_that_there_are_where_more_are_asked_for() -> None:
+    """`max_prompts` is a limit: above the number of prompts it is no mistake."""
+    sizes = [len(part) for part in load_probes(ProbeSettings(max_prompts=5_000), "tiny-world")[:4]]
+    assert min(sizes) > 400
+    assert max(sizes) < 500
+
+
 def test_tiny_world_has_probes_in_its_own_language(tmp_path: Path):
     """Its models, also those tuned from them, get prompts that they can read."""
     probes = load_probes(ProbeSettings(max_prompts=20), "tiny-world")

@@ -16,6 +16,7 @@ from securetune.defenses.protected_subspace.range_finder import (
     RandomisedRange,
     statistics_maker,
 )
+from securetune.defenses.protected_subspace.spectrum import LEAST_PULL, InputSpectrum
 from securetune.errors import ArtifactError, ConfigError, DataError
 from securetune.models import ProjectionModule
 
@@ -211,6 +212,11 @@ def test_few_tokens_give_few_directions() -> None:
             {"sensitivity_exponent": 2},
             "method_options sensitivity_exponent does nothing without energy_by: sensitivity",
         ),
+        ({"tail_pull": 1.5}, "method_options.tail_pull must be less than or equal to 1; got 1.5"),
+        (
+            {"tail_pull": 0.3, "energy": 0},
+            "method_options tail_pull needs protected directions, and energy 0 gives none; set tail_pull to 0",
+        ),
         (
             {"subspaces": "somewhere", "prompts": "p.txt", "seed": 1},
             "method_options must name no prompts, seed beside subspaces, which are gathered already; leave it out",
@@ -222,6 +228,29 @@ def test_options_that_do_not_fit_are_told(given: dict[str, Any], sentence: str) 
     with pytest.raises(ConfigError) as caught:
         find_defense("protected-subspace", given)
     assert caught.value.problems == [sentence]
+
+
+@pytest.mark.parametrize("energy", [0.3, 0.6, 0.9, 0.99])
+def test_shares_fall_with_what_a_direction_holds(energy: float) -> None:
+    """Whole where the energy is, then a step down to the pull and on in proportion; where nothing is felt, they end."""
+    values = torch.logspace(0, -5, 40, dtype=torch.float64)
+    spectrum = InputSpectrum(values, torch.eye(40), float(values.sum()), "exact")
+    rank = spectrum.rank_for(energy)
+    shares = spectrum.shares(energy, 0.4)
+    assert bool((shares[:rank] == 1).all())
+    torch.testing.assert_close(shares[rank:].double(), 0.4 * values[rank : len(shares)] / values[rank - 1])
+    assert len(shares) < 40
+    assert shares[-1] >= LEAST_PULL > 0.4 * values[len(shares)] / values[rank - 1]
+    assert len(spectrum.shares(energy)) == rank
+    assert len(spectrum.shares(energy, 0.2)) < len(shares) <= len(spectrum.shares(0.995, 0.4))
+
+
+def test_shares_where_there_is_nothing_to_measure_by() -> None:
+    """No energy, no input at all, and a sketch that ends in directions without energy."""
+    spectrum = InputSpectrum(torch.tensor([2.0, 0.0]).double(), torch.eye(2), 10.0, "randomised")
+    assert spectrum.shares(0.0, 0.5).tolist() == []
+    assert spectrum.shares(0.9, 0.5).tolist() == [1.0, 1.0]
+    assert spectrum._replace(values=torch.zeros(2).double(), trace=0.0).shares(0.9, 0.5).tolist() == []
 
 
 def protected_prompts(**options: Any) -> list[Any]:
@@ -237,6 +266,7 @@ def test_only_requests_of_the_named_categories_are_protected() -> None:
     assert {prompt.metadata["category"] for prompt in some} == {"theft", "fraud"}
     assert 0 < len(of_all) < len(everything) == 256
     assert protected_prompts(categories=["theft", "fraud"], max_prompts=5) == some[:5]
+    assert len(protected_prompts(max_prompts=512)) == 512, "more than the 456 of one split"
 
 
 def test_a_category_that_no_request_has_is_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -191,6 +192,21 @@ def test_the_page_shows_what_was_found(found: Experiment) -> None:
     assert figure is not None
     assert figure.lstrip().startswith("<")
     assert matched_table(found.matched[0]).row_count == 3
+
+
+def test_the_figures_ticks_can_be_told_apart(found: Experiment) -> None:
+    """Where all settings are nearly as accurate, the axis has the decimals that its ticks need."""
+    points = []
+    for place, point in enumerate(found.points):
+        assert point.task_accuracy is not None
+        close = {"mean": 0.995 + 0.001 * place / len(found.points), "low": 0.994, "high": 0.997}
+        points.append(point.model_copy(update={"task_accuracy": point.task_accuracy.model_copy(update=close)}))
+    figure = frontier_svg(found.model_copy(update={"points": points}))
+    assert figure is not None
+    labels = re.findall(r">([\d.]+%)<", figure)
+    accuracies = [label for label in labels if label.startswith("99.")]
+    assert len(accuracies) > 2
+    assert len(set(accuracies)) == len(accuracies)
 
 
 def test_what_is_complete_is_written_though_cells_failed(

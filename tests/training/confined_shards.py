@@ -9,17 +9,26 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from securetune.defenses.protected_subspace.confinement import Basis, ConfinedWeight
 
-CASES = [(transposed, axis, mixed) for transposed in (False, True) for axis in (0, 1) for mixed in (False, True)]
-"""How the weight is stored, which of its axes is divided, and whether outputs have different numbers of directions."""
+SHARES = {
+    "all": None,
+    "by output": (torch.arange(4) < torch.tensor([4, 4, 1, 0, 2, 4, 3])[:, None]).float(),
+    "pulled": torch.tensor([1.0, 1.0, 0.3, 0.1]),
+    "pulled by output": torch.tensor([[1.0, 1.0, 0.3, 0.1], [1.0, 0.5, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0]])[
+        [0, 0, 1, 2, 1, 0, 2]
+    ],
+}
+"""What is taken back of an update: in all four directions, in some for each output, in part, and both."""
+
+CASES = [(transposed, axis, shares) for transposed in (False, True) for axis in (0, 1) for shares in SHARES]
+"""How the weight is stored, which of its axes is divided, and what is taken back of its update."""
 
 
-def make_case(transposed: bool, mixed: bool) -> tuple[ConfinedWeight, torch.Tensor]:
+def make_case(transposed: bool, shares: str) -> tuple[ConfinedWeight, torch.Tensor]:
     """Return what to confine, anchored in other weights, and the weight: 7 outputs and 9 inputs, both odd."""
     generator = torch.Generator().manual_seed(5)
     basis = Basis(torch.linalg.qr(torch.randn(9, 9, generator=generator))[0][:, :6].contiguous())
     start, weight = torch.randn(2, *((9, 7) if transposed else (7, 9)), generator=generator)
-    row_ranks = torch.tensor([4, 4, 1, 0, 2, 4, 3]) if mixed else None
-    confined = ConfinedWeight("weight", basis, 4, transposed=transposed, row_ranks=row_ranks)
+    confined = ConfinedWeight("weight", basis, 4, transposed=transposed, shares=SHARES[shares])
     confined.anchor = confined.anchored(start)
     return confined, weight
 
@@ -29,8 +38,8 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2,))
-    for number, (transposed, axis, mixed) in enumerate(CASES):
-        confined, weight = make_case(transposed, mixed)
+    for number, (transposed, axis, shares) in enumerate(CASES):
+        confined, weight = make_case(transposed, shares)
         shards = torch.nn.Parameter(distribute_tensor(weight, mesh, [Shard(axis)]))
         for _ in range(2):  # a second time, with the constants of the first
             confined.confine(shards)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from confined_shards import CASES, make_case
+from confined_shards import CASES, SHARES, make_case
 from launching import ENVIRONMENT, TESTS, TORCHRUN
 
 from securetune.defenses.protected_subspace.confinement import Basis, ConfinedWeight
@@ -15,21 +15,21 @@ from securetune.defenses.protected_subspace.full_float32 import full_float32
 
 
 def by_formula(confined: ConfinedWeight, weight: torch.Tensor) -> torch.Tensor:
-    """Compute W − (W U − W₀ U) Uᵀ, each output with its own number of directions, in float64."""
+    """Compute W − (W U − W₀ U) diag(s) Uᵀ, each output with its own shares s, in float64."""
     oriented = (weight.T if confined.transposed else weight).double().clone()
     assert confined.anchor is not None
-    for row in range(len(oriented)):
-        rank = confined.rank if confined.row_ranks is None else int(confined.row_ranks[row])
-        directions = confined.basis.vectors[:, :rank].double()
-        oriented[row] -= directions @ (oriented[row] @ directions - confined.anchor[row, :rank].double())
+    shares = torch.ones(confined.rank) if confined.shares is None else confined.shares
+    directions = confined.basis.vectors[:, : confined.rank].double()
+    for row, own in enumerate(shares.double().expand(len(oriented), -1)):
+        oriented[row] -= directions @ (own * (oriented[row] @ directions - confined.anchor[row].double()))
     return oriented.T if confined.transposed else oriented
 
 
-@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("shares", SHARES)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_weight_is_confined_as_the_formula_says(transposed: bool, mixed: bool) -> None:
-    """Either way round, with the same directions for all outputs or not; twice is the same as once."""
-    confined, weight = make_case(transposed, mixed)
+def test_a_weight_is_confined_as_the_formula_says(transposed: bool, shares: str) -> None:
+    """Either way round, with the same directions for all outputs or not; whole shares twice are the same as once."""
+    confined, weight = make_case(transposed, shares)
     expected = by_formula(confined, weight)
     parameter = torch.nn.Parameter(weight.clone())
     place = parameter.data_ptr()
@@ -37,13 +37,16 @@ def test_a_weight_is_confined_as_the_formula_says(transposed: bool, mixed: bool)
     torch.testing.assert_close(parameter.double(), expected, rtol=1e-5, atol=1e-5)
     once = parameter.detach().clone()
     confined.confine(parameter)
-    torch.testing.assert_close(parameter.detach(), once, rtol=1e-5, atol=1e-6)
+    again = by_formula(confined, once).float()
+    torch.testing.assert_close(parameter.detach(), again, rtol=1e-5, atol=1e-5)
+    if "pulled" not in shares:
+        torch.testing.assert_close(parameter.detach(), once, rtol=1e-5, atol=1e-6)
     assert parameter.data_ptr() == place
 
 
 def test_a_weight_in_bfloat16_is_confined_to_its_precision() -> None:
     """The product is computed in float32 and rounded once."""
-    confined, weight = make_case(transposed=False, mixed=False)
+    confined, weight = make_case(transposed=False, shares="all")
     parameter = torch.nn.Parameter(weight.bfloat16())
     expected = by_formula(confined, parameter.detach())
     confined.confine(parameter)
@@ -87,8 +90,8 @@ def test_shards_are_confined_as_the_whole(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for number, (transposed, _, mixed) in enumerate(CASES):
-        confined, weight = make_case(transposed, mixed)
+    for number, (transposed, _, shares) in enumerate(CASES):
+        confined, weight = make_case(transposed, shares)
         expected = by_formula(confined, weight)
         found = torch.load(tmp_path / f"{number}.pt")
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5, msg=str(CASES[number]))

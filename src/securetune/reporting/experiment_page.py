@@ -189,7 +189,7 @@ def frontier_svg(experiment: Experiment) -> str | None:
             )  # fmt: skip
         axes.set_xlabel("task accuracy (right is better)")
         axes.set_ylabel("attack success rate (lower is better)")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))  # as many decimals as tell the ticks apart
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylim(-0.03, 1.03)
         axes.grid(True)

@@ -51,14 +51,15 @@ def harmless_prompts(split: str, count: int, wrapper: str | None = None) -> list
     return _how_to_rows(f"harmless {split}", how_to.pairs(split, harmful=False), count, wrapper)
 
 
-def probe_prompts(split: str, harmful: bool, count: int) -> list[Row]:
+def probe_prompts(split: str, harmful: bool, limit: int) -> list[Row]:
     """Lists prompts for the security classifier: fit on "probe-fit", score on "probe-score".
 
     Args:
         split: Usually "probe-fit" or "probe-score".
         harmful: Which of the two classes.
-        count: Number of prompts.
+        limit: Most prompts; all that there are (some 450) where there are fewer.
     """
+    count = min(limit, len(how_to.ordered_requests(how_to.pairs(split, harmful=harmful))))
     return harmful_prompts(split, count) if harmful else harmless_prompts(split, count)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ _LORA_A = ".lora_A."
 
 
 def confined_weights(
-    model: nn.Module, modules: Sequence[ProjectionModule], subspaces: Subspaces
+    model: nn.Module, modules: Sequence[ProjectionModule], subspaces: Subspaces, tail_pull: float
 ) -> list[ConfinedWeight]:
     """Return what to confine, without its anchors.
 
@@ -31,26 +31,28 @@ def confined_weights(
         model: The model, with or without adapters; only the shapes of its parameters are looked at.
         modules: The projections to protect.
         subspaces: Their directions.
+        tail_pull: Share that is taken back where the protected directions end.
     """
     is_adapted = isinstance(model, PeftModel)
     parameters = dict(parameters_by_name(model))
     bases: dict[int, Basis] = {}
     found = []
     for name, together in _by_parameter(model, modules, is_adapted).items():
-        ranks = [subspaces.rank(module) for module in together]
-        if max(ranks) == 0:
+        spectrum = subspaces.spectra[together[0].path]
+        shares = [spectrum.shares(subspaces.energies[module.name], tail_pull) for module in together]
+        rank = max(map(len, shares))
+        if rank == 0:
             continue
-        vectors = subspaces.spectra[together[0].path].vectors
-        basis = bases.setdefault(id(vectors), Basis(vectors))
+        basis = bases.setdefault(id(spectrum.vectors), Basis(spectrum.vectors))
         transposed = together[0].part.transposed and not is_adapted
         outputs = parameters[name].shape[-1 if transposed else 0]
-        row_ranks = None if is_adapted else _row_ranks(outputs, together, ranks)
-        found.append(ConfinedWeight(name, basis, max(ranks), is_adapted, transposed, row_ranks))
+        own = max(shares, key=lambda each: float(each.sum())) if is_adapted else _by_output(outputs, together, shares)
+        found.append(ConfinedWeight(name, basis, rank, is_adapted, transposed, None if bool((own == 1).all()) else own))
     return found
 
 
 def anchored_weights(
-    model: nn.Module, modules: Sequence[ProjectionModule], subspaces: Subspaces
+    model: nn.Module, modules: Sequence[ProjectionModule], subspaces: Subspaces, tail_pull: float
 ) -> list[ConfinedWeight]:
     """Return what to confine, with what the weights of the start model do to the directions.
 
@@ -58,8 +60,9 @@ def anchored_weights(
         model: The start model, whole.
         modules: As `confined_weights`.
         subspaces: As `confined_weights`.
+        tail_pull: As `confined_weights`.
     """
-    found = confined_weights(model, modules, subspaces)
+    found = confined_weights(model, modules, subspaces, tail_pull)
     parameters = dict(parameters_by_name(model))
     for weight in found:
         if not weight.is_adapter:
@@ -86,12 +89,14 @@ def _by_parameter(
     return found
 
 
-def _row_ranks(outputs: int, together: Sequence[ProjectionModule], ranks: Sequence[int]) -> Int[Tensor, " _out"] | None:
-    """Return the rank of each output, or None where all have the same."""
-    found = torch.zeros(outputs, 1)  # floating-point, as weights are
-    for module, rank in zip(together, ranks, strict=True):
-        replace(module.part, transposed=False).of_weight(found).fill_(rank)
-    return None if bool((found == max(ranks)).all()) else found[:, 0].long()
+def _by_output(
+    outputs: int, together: Sequence[ProjectionModule], shares: Sequence[Float[Tensor, " _rank"]]
+) -> Float[Tensor, "*_out rank"]:
+    """Return the shares of each output, or those of all where they are the same."""
+    found = torch.zeros(outputs, max(map(len, shares)))
+    for module, each in zip(together, shares, strict=True):
+        replace(module.part, transposed=False).of_weight(found)[..., : len(each)] = each
+    return found[0] if bool((found == found[0]).all()) else found
 
 
 def _adapters(model: nn.Module) -> Mapping[str, str]:

@@ -2,7 +2,8 @@
 
 Symbols: W is the parameter as (outputs, inputs); U are the directions, orthonormal, one a column; W₀ U is the anchor.
 The step is W ← W − (W U − W₀ U) Uᵀ, for an adapter's A without an anchor: two multiplications of the parameter's size
-times the number of directions. It is computed in float32, in place where the parameter is float32 too.
+times the number of directions. It is computed in float32, in place where the parameter is float32 too. With shares s
+the step is W ← W − (W U − W₀ U) diag(s) Uᵀ: the update keeps 1 − s of what it is in a direction, step after step.
 
 In shards, each process keeps the rows of W₀ U that belong to its rows of W, and nothing has to be exchanged. Where the
 inputs are divided instead (GPT-2 stores its matrices the other way round), it keeps its rows of U, and the small
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
@@ -46,14 +47,14 @@ class _Here(NamedTuple):
         parameter: Whose part.
         directions: U, or the rows of it that meet this part's inputs.
         anchor: W₀ U, or the rows of it that belong to this part's outputs; None for an adapter.
-        counts: Which directions count for which output; None: all of them for all.
+        shares: What is taken back in each direction, for all outputs or, in rows, for each; None: everything.
         summed: Mesh and placements (before and after) of W U where it must be added up over processes, or None.
     """
 
     parameter: Tensor
     directions: Float[Tensor, "_in rank"]
     anchor: Float[Tensor, "_out rank"] | None
-    counts: Bool[Tensor, "_out rank"] | None
+    shares: Float[Tensor, "*_out rank"] | None
     summed: tuple[DeviceMesh, Sequence[Placement], Sequence[Placement]] | None
 
 
@@ -66,7 +67,8 @@ class ConfinedWeight:
         rank: Number of leading ones that are U.
         is_adapter: Whether it is an adapter's A, of which nothing is to pass in these directions; it has no anchor.
         transposed: Whether the parameter is stored (inputs, outputs).
-        row_ranks: How many of the leading directions count for each output; None: all of them.
+        shares: What is taken back of the update in each direction, in [0, 1], for all outputs or in rows of their own;
+            None: everything.
 
     Attributes:
         anchor: W₀ U, which has to be set before a weight is confined; None for an adapter.
@@ -79,7 +81,7 @@ class ConfinedWeight:
         rank: int,
         is_adapter: bool = False,
         transposed: bool = False,
-        row_ranks: Int[Tensor, " _out"] | None = None,
+        shares: Float[Tensor, "*_out rank"] | None = None,
     ) -> None:
         self.name = name
         self.basis = basis
@@ -87,7 +89,7 @@ class ConfinedWeight:
         self.is_adapter = is_adapter
         self.anchor: Float[Tensor, "_out rank"] | None = None
         self.transposed = transposed
-        self.row_ranks = row_ranks
+        self.shares = shares
         self._here: _Here | None = None
 
     @torch.no_grad()
@@ -119,17 +121,12 @@ class ConfinedWeight:
             here = self._here = self._divided(parameter) if isinstance(parameter, DTensor) else self._whole(parameter)
         return here
 
-    def _counts(self) -> Tensor | None:
-        if self.row_ranks is None:
-            return None
-        return torch.arange(self.rank) < self.row_ranks[:, None]
-
     def _whole(self, parameter: Tensor) -> _Here:
         def here(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(parameter.device)
 
         directions = self.basis.leading(self.rank, parameter.device)
-        return _Here(parameter, directions, here(self.anchor), here(self._counts()), None)
+        return _Here(parameter, directions, here(self.anchor), here(self.shares), None)
 
     def _divided(self, parameter: DTensor) -> _Here:
         mesh, placements = parameter.device_mesh, parameter.placements
@@ -151,7 +148,8 @@ class ConfinedWeight:
         directions = own(whole, by_input) if any(at_inputs) else whole
         assert directions is not None
         summed = (mesh, before, by_output) if any(at_inputs) else None
-        return _Here(parameter, directions, own(self.anchor, by_output), own(self._counts(), by_output), summed)
+        places = by_output if self.shares is not None and self.shares.ndim > 1 else [Replicate()] * len(by_output)
+        return _Here(parameter, directions, own(self.anchor, by_output), own(self.shares, places), summed)
 
 
 def _moved(weight: Float[Tensor, "_out _in"], here: _Here) -> Float[Tensor, "_out rank"]:
@@ -165,4 +163,4 @@ def _moved(weight: Float[Tensor, "_out _in"], here: _Here) -> Float[Tensor, "_ou
             moved = DTensor.from_local(moved, mesh, before).redistribute(mesh, after).to_local()
         if here.anchor is not None:
             moved = moved - here.anchor
-    return moved if here.counts is None else moved * here.counts
+    return moved if here.shares is None else moved * here.shares

@@ -74,12 +74,15 @@ def gather_subspaces(
         statistics = gather_inputs(model, holders, rows, options.batch_size, make)
     finally:
         model.train(was_training)
-    spectra = _cut_spectra(statistics, modules, energies)
+    spectra = _cut_spectra(statistics, modules, energies, options.tail_pull)
     return Subspaces(spectra, dict(energies), sum(map(len, rows)))
 
 
 def _cut_spectra(
-    statistics: Mapping[str, InputStatistics], modules: Sequence[ProjectionModule], energies: Mapping[str, float]
+    statistics: Mapping[str, InputStatistics],
+    modules: Sequence[ProjectionModule],
+    energies: Mapping[str, float],
+    tail_pull: float,
 ) -> dict[str, InputSpectrum]:
     """Decompose each distinct input, one at a time, and keep as many directions as the highest energy there needs."""
     highest: dict[int, float] = {}
@@ -90,7 +93,7 @@ def _cut_spectra(
     for each in statistics.values():
         if id(each) not in cut:
             found = each.spectrum()
-            cut[id(each)] = found.cut(found.rank_for(highest[id(each)]))
+            cut[id(each)] = found.cut(len(found.shares(highest[id(each)], tail_pull)))
     return {path: cut[id(each)] for path, each in statistics.items()}
 
 

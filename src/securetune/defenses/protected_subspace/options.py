@@ -33,6 +33,10 @@ class ProtectedSubspaceOptions(RequestOptions):
             it keeps the refusals and learns the task; under an attack on the data it takes 0.95. More leaves less to
             learn with: on a small model of real text 0.9 learns less in the same steps, and 0.97 still less. 0: nothing
             is protected.
+        tail_pull: Share in [0, 1] of the update that every step takes back in the first direction beyond the protected
+            ones, and in the others in proportion to what they hold. 0: none. With 0.3 and `other_rate: 0` the refusals
+            of tiny world withstand four times the steps of an attack that breaks every energy alone. It keeps more
+            directions in memory, up to all, and slows learning.
         energy_by: `uniform`, or `sensitivity`: more at modules that shift the logit of harm more, from the manifest;
             `energy` is then the mean over the protected modules. `uniform`: it needs no analysis.
         sensitivity_exponent: How strongly, in [0, 4], with `energy_by: sensitivity`: an unprotected share goes with
@@ -53,6 +57,7 @@ class ProtectedSubspaceOptions(RequestOptions):
     """
 
     energy: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    tail_pull: Fraction = 0.0
     energy_by: Literal["uniform", "sensitivity"] = "uniform"
     sensitivity_exponent: Annotated[float, Field(ge=0.0, le=4.0)] = 1.0
     phases: Schedule = "plain"
@@ -66,6 +71,10 @@ class ProtectedSubspaceOptions(RequestOptions):
     @model_validator(mode="after")
     def _fits_together(self) -> ProtectedSubspaceOptions:
         given = self.model_fields_set
+        if self.tail_pull > 0 and self.energy == 0:
+            raise PydanticCustomError(
+                NOT_SHOWN, "tail_pull needs protected directions, and energy 0 gives none; set tail_pull to 0"
+            )
         if self.subspaces is not None and (idle := [name for name in _OF_GATHERING if name in given]):
             raise PydanticCustomError(
                 NOT_SHOWN, f"must name no {', '.join(idle)} beside subspaces, which are gathered already; leave it out"

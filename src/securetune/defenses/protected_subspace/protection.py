@@ -6,11 +6,18 @@ the update W − W₀ equals (W − W₀)(I − U Uᵀ) without W₀ having to b
 (W₀ + s·B·A) U = W₀ U; the adapter stays an adapter, and merges as any other. U and W₀ are the start model's in every
 phase.
 
+With `tail_pull` the directions v beyond U count too, the less the less they hold: each step takes back the share
+tail_pull · λ_v / λ_U of what the update is there, where λ are eigenvalues and λ_U is that of the last direction of U. A
+hard cut alone leaves the remaining energy to the update, and in a long training a little of it is enough. It is the
+proximal step of a penalty on how far the outputs on harmful requests move, as L2-SP's is on how far the weights do.
+
 Related work: gradient projection memory (arXiv 2103.09762) projects gradients away from the inputs of earlier tasks,
 and AlphaEdit (2410.02355) edits away from the inputs of kept knowledge; GuardSpace (2510.14301) splits the weights by a
 covariance of harmful prompts and projects the adapters. Ours projects the accumulated update, after the optimizer and
 its weight decay, so that Adam's scaling cannot turn it back; it takes the refusals into the second moment, and works on
-all parameters and on LoRA. Not part of it: GuardSpace's initialisation of the adapters from the covariance.
+all parameters and on LoRA. Scaled gradient projection (2302.01386) scales gradients by the importance of directions;
+`tail_pull` pulls the accumulated update back instead, so that it cannot add up over many steps. Not part of it:
+GuardSpace's initialisation of the adapters from the covariance.
 """
 
 from __future__ import annotations
@@ -79,7 +86,7 @@ class ProtectedSubspace(Defense):
     input. Experts that are stacked in one parameter, and DeepSpeed, are refused.
     """
 
-    source = "after arXiv 2103.09762, 2410.02355 and 2510.14301"
+    source = "after arXiv 2103.09762, 2302.01386, 2410.02355 and 2510.14301"
     options_type: ClassVar[type[Settings]] = ProtectedSubspaceOptions
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
@@ -140,10 +147,10 @@ class ProtectedSubspace(Defense):
             if processes.is_main:
                 folder = context.folder / FOLDER if context.folder else None
                 found = self.found_subspaces(model, chosen, context, folder)
-                self._confined = anchored_weights(model, chosen, found)
+                self._confined = anchored_weights(model, chosen, found, self.own.tail_pull)
         self._subspaces = shared_subspaces(found, processes)
         if not processes.is_main:
-            self._confined = confined_weights(model, chosen, self._subspaces)
+            self._confined = confined_weights(model, chosen, self._subspaces, self.own.tail_pull)
         share_anchors(self._confined, processes)
         self._take_out(model, adapters_only=True)
 
@@ -196,6 +203,7 @@ class ProtectedSubspace(Defense):
         modules = {
             name: {
                 "directions": (rank := spectrum.rank_for(energy)),
+                "pulled_directions": len(spectrum.shares(energy, self.own.tail_pull)) - rank,
                 "inputs": len(spectrum.vectors),
                 "energy": round(energy, 6),
                 "energy_held": round(spectrum.held(rank), 6),
@@ -245,7 +253,7 @@ class ProtectedSubspace(Defense):
             return found
         if self.own.subspaces is not None:
             widths = {module.path: input_width(module, model) for module in modules}
-            found = use_saved(Path(self.own.subspaces), widths, energies)
+            found = use_saved(Path(self.own.subspaces), widths, energies, self.own.tail_pull)
         else:
             assert context.tokenizer is not None
             found = gather_subspaces(model, context.tokenizer, gathered.prompts, modules, energies, self.own)
@@ -276,7 +284,8 @@ class ProtectedSubspace(Defense):
             source = {"subspaces": saved.weights_hash}
         prompts = self.prompts_used(context.model_name)
         weights, template = identity.weights_fingerprint, identity.chat_template_hash
-        key = sha256_json([weights, template, prompts_hash(prompts), source, energies])
+        tail = [self.own.tail_pull] if self.own.tail_pull else []
+        key = sha256_json([weights, template, prompts_hash(prompts), source, energies, *tail])
         return energies, Gathered(key, identity, prompts, self.own)
 
     def modules_to_protect(self, context: DefenseContext) -> list[ProjectionModule]:

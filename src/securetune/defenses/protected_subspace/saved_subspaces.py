@@ -194,19 +194,26 @@ def read_saved_prompts(folder: Path) -> list[Prompt]:
     return prompts
 
 
-def use_saved(folder: Path, widths: Mapping[str, int], energies: Mapping[str, float]) -> Subspaces:
+def use_saved(folder: Path, widths: Mapping[str, int], energies: Mapping[str, float], tail_pull: float) -> Subspaces:
     """Load a folder's directions for a training.
 
     Args:
         folder: The folder.
         widths: Path of each weight to protect → values of its input.
         energies: Name of each projection to protect → the share of the energy to hold.
+        tail_pull: Of the training.
 
     Raises:
-        ArtifactError: If a weight is not among them, has another width, or was gathered for less energy; or if a file
-            is broken.
+        ArtifactError: If a weight is not among them, has another width, or was gathered for less energy or a weaker
+            pull; or if a file is broken.
     """
     saved = read_saved(folder)
+    known_pull = saved.settings.get("tail_pull", 0.0)
+    if not isinstance(known_pull, (int, float)) or tail_pull > known_pull:
+        raise ArtifactError(
+            f"{folder}: was gathered for a tail_pull of {known_pull}, and holds no direction beyond it; got tail_pull "
+            f"{tail_pull:g}. Gather again with more, or pull less."
+        )
     by_path = {path: each for each in saved.inputs for path in each.paths}
     if lacking := [path for path in widths if path not in by_path]:
         raise ArtifactError(

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+LEAST_PULL = 1e-3
+"""Directions that a step would pull back by less than this share are left alone: each costs memory and time."""
+
 
 class InputSpectrum(NamedTuple):
     """Leading eigenvectors of a second moment.
@@ -38,6 +41,28 @@ class InputSpectrum(NamedTuple):
     def held(self, rank: int) -> float:
         """Return the share of the trace that the first directions hold, in [0, 1]."""
         return 1.0 if self.trace == 0 else min(1.0, float(self.values[:rank].sum()) / self.trace)
+
+    def shares(self, energy: float, tail_pull: float = 0.0) -> Float[Tensor, " rank"]:
+        """Return the share of the update that is taken back in each leading direction, as far as any is.
+
+        It is 1 in the directions that hold the energy, and beyond them `tail_pull` times the direction's eigenvalue
+        over that of the last of these.
+
+        Args:
+            energy: As in `rank_for`.
+            tail_pull: Share in [0, 1] at the end of the protected directions.
+
+        Example:
+            >>> spectrum = InputSpectrum(torch.tensor([8.0, 1.0, 0.5, 0.5]).double(), torch.eye(4), 10.0, "exact")
+            >>> spectrum.shares(0.9, tail_pull=0.4)
+            tensor([1.0000, 1.0000, 0.2000, 0.2000])
+        """
+        rank = self.rank_for(energy)
+        found = torch.ones(rank)
+        if rank == 0 or tail_pull == 0 or self.values[rank - 1] == 0:
+            return found
+        tail = (tail_pull * self.values[rank:] / self.values[rank - 1]).to(found)
+        return torch.cat([found, tail[tail >= LEAST_PULL]])
 
     def cut(self, rank: int) -> InputSpectrum:
         """Return the first directions alone, in memory of their own.
