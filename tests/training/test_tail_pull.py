@@ -43,7 +43,7 @@ def test_the_tail_moves_less_and_the_protected_part_not_at_all(
             rank = found[module.name]["directions"]
             assert (update @ spectrum.vectors[:, :rank]).norm() < 1e-3 * update.norm()
             moved[name] += moved_outputs(update, spectrum, rank)
-    assert 0 < moved["pulled"] < 0.6 * moved["free"]
+    assert 0 < moved["pulled"] < 0.7 * moved["free"]
 
 
 def test_a_pulled_adapter_merges(
