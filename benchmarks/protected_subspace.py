@@ -82,9 +82,8 @@ class NotedTrainer(SecureSFTTrainer):
         """Train as usual."""
         output = super().train(*arguments, **named)
         found = self.defense.evidence()["protected"].values()
-        share = sum(each["directions"] + each["pulled_directions"] for each in found) / sum(
-            each["inputs"] for each in found
-        )
+        acted_on = sum(each["directions"] + each["pulled_directions"] for each in found)
+        share = acted_on / sum(each["inputs"] for each in found)
         noted = {"rank_share": share, "own_seconds": statistics.median(self.own_seconds[STEPS_LEFT_OUT:])}
         self.notes.write_text(json.dumps(noted))
         return output

@@ -205,6 +205,7 @@ def test_sensitive_protects_what_is_not_robust(
     ("method", "more"),
     [
         ("protected-subspace", {}),
+        ("protected-subspace", {"method_options": {"tail_pull": 0.5}}),
         ("l2-sp", {}),
         ("lisa", {}),  # the checkpoint lies within its second state
         ("lisa", {"tune": "lora", **LORA, "gradient_accumulation_steps": 2}),
@@ -228,7 +229,8 @@ def test_an_interrupted_training_goes_on(
         if step == 5:
             raise StopError
 
-    settings = {"method": method, "method_options": options_of(method), "save_steps": 4, **more}
+    own = options_of(method, **more.get("method_options", {}))
+    settings = {"method": method, "save_steps": 4, **more, "method_options": own}
     whole = train_short(tmp_path / "whole", **settings)
     with pytest.raises(StopError):
         train_short(tmp_path / "parts", stop, **settings)

@@ -35,7 +35,7 @@ class ProtectedSubspaceOptions(RequestOptions):
             is protected.
         tail_pull: Share in [0, 1] of the update that every step takes back in the first direction beyond the protected
             ones, and in the others in proportion to what they hold. 0: none. With 0.3 and `other_rate: 0` the refusals
-            of tiny world withstand four times the steps of an attack that breaks every energy alone. It keeps more
+            of tiny world withstand four times the steps of an attack that breaks all energies tried. It keeps more
             directions in memory, up to all, and slows learning.
         energy_by: `uniform`, or `sensitivity`: more at modules that shift the logit of harm more, from the manifest;
             `energy` is then the mean over the protected modules. `uniform`: it needs no analysis.
