@@ -138,7 +138,7 @@ def _save(path: Path, state: dict) -> None:
 
 
 def bf16_is_faster(repeats: int = 5) -> bool:
-    """Returns whether this processor multiplies faster in bf16: without instructions for it, it is some ten times slower."""
+    """Returns whether this processor multiplies faster in bf16; without instructions for it, it is slow."""
 
     def seconds(dtype: torch.dtype) -> float:
         factor = torch.ones(512, 512, dtype=dtype)
