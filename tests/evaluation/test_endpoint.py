@@ -132,13 +132,13 @@ def test_a_failure_is_a_value(fault, kind: str, code: int | None, said: str) -> 
     assert "\n" not in result.message
 
 
-@pytest.mark.parametrize("fault", [slow(3.0), trickling(3.0)], ids=["silent", "a byte at a time"])
+@pytest.mark.parametrize("fault", [slow(60), trickling(60)], ids=["silent", "a byte at a time"])
 def test_the_time_limit_is_for_the_whole_attempt(fault) -> None:
     """A server that is silent, or sends a byte now and then, is given up after the time limit."""
     began = time.monotonic()
     with LocalServer(faults=[fault]) as server:
         result = only_result(server, timeout_seconds=0.3, max_retries=0)
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 30
     assert isinstance(result, Failure)
     assert (result.kind, result.message) == ("timeout", "no complete reply within 0.3 s")
 
@@ -219,12 +219,12 @@ def test_concurrency_and_rate_are_limited() -> None:
 def test_closing_breaks_off_what_is_under_way() -> None:
     """Leaving the iterator, or closing the client from elsewhere, ends at once and leaves no thread behind."""
     began = time.monotonic()
-    with LocalServer(faults=[slow(0), *[slow(2.0)] * 20]) as server:
+    with LocalServer(faults=[slow(0), *[slow(60)] * 20]) as server:
         with EndpointClient(settings(server, concurrency=2)) as client:
             next(iter(client.complete_many(requests(9))))
             threading.Timer(0.2, client.close).start()
             assert len(list(client.complete_many(requests(9)))) < 9
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 30
     assert not [thread for thread in threading.enumerate() if thread.name == "endpoint"]
 
 

@@ -100,12 +100,12 @@ def test_every_setting_of_the_request_arrives() -> None:
 
 def test_verdicts_are_handed_on_at_once() -> None:
     """A verdict does not wait for the answers behind it, and leaving early breaks off what is under way."""
-    with LocalServer(fair, faults=[slow(0), *[slow(3.0)] * 9]) as server:
+    with LocalServer(fair, faults=[slow(0), *[slow(60)] * 9]) as server:
         began = time.monotonic()
         verdicts = iter(open_llm(server, concurrency=1).judge_all(answers(*["No."] * 10)))
         assert next(verdicts) == REFUSED
         verdicts.close()
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("fault", [status(500), garbage(b"<html>"), truncated(), dropped()])

@@ -1,8 +1,7 @@
 """Our own keyword judge: what it looks at, how its sum comes about, and that untrusted text cannot stop it."""
 
-import time
-
 import pytest
+from growth import ALLOWED, times_as_long_as_in_pieces
 
 from securetune.data.prompts import Prompt
 from securetune.evaluation import list_judges, read_development_answers, read_labelled_answers
@@ -172,13 +171,10 @@ def test_plain_text_keeps_the_words():
 @pytest.mark.parametrize(
     "piece", ["I ", '"', "<", "```\n", "&amp;", "[INST]", "\ufdfa", "Dear x", "i will not i ", "no one a, ", "抱歉。"]
 )
-def test_a_long_answer_takes_less_than_a_second(piece: str):
+def test_a_long_answer_takes_no_longer_than_its_parts(piece: str):
     """Untrusted text of 100,000 characters is judged at once, whatever it repeats, as request and as answer."""
-    text = (piece * 100_000)[:100_000]
-    declines("warm up", "the patterns")
-    start = time.perf_counter()
-    declines(text, text)
-    assert time.perf_counter() - start < 1
+    end = "\n" + " ".join(f"word{number}" for number in range(40))  # else it is a loop, and read no further
+    assert times_as_long_as_in_pieces(lambda text: declines(text + end, text), piece) < ALLOWED
 
 
 def test_of_a_very_long_answer_the_beginning_and_the_end_are_read():
