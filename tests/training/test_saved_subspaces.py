@@ -222,7 +222,7 @@ def test_another_models_directions_are_refused(
 ) -> None:
     """Of a model with other weights, before any are loaded; of more energy than was gathered, or for what it lacks."""
     with pytest.raises(InputError, match="whose weights differ from those of") as caught:
-        find_defense(METHOD, {"subspaces": str(copied)}).check(ModelSettings(name=base_model))
+        find_defense(METHOD, {"subspaces": str(copied), "energy": 0.7}).check(ModelSettings(name=base_model))
     assert len(caught.value.problems) == 1
     with pytest.raises(InputError, match=r"was gathered for an energy of 0\.7 at .*; got energy 0\.8"):
         train_short(tmp_path / "more", method=METHOD, method_options={"subspaces": str(copied), "energy": 0.8})

@@ -59,12 +59,13 @@ from securetune.defenses.protected_subspace.saved_subspaces import (
     kept_subspaces,
     read_saved,
     read_saved_prompts,
+    require_enough,
     save_subspaces,
     use_saved,
 )
 from securetune.defenses.protected_subspace.spectrum import InputSpectrum
 from securetune.defenses.registry import register_defense
-from securetune.errors import ConfigError
+from securetune.errors import ConfigError, ProblemList
 from securetune.models import (
     ProjectionModule,
     check_model,
@@ -185,7 +186,9 @@ class ProtectedSubspace(Defense):
         return self.own.requests(model_name)
 
     def check(self, model: ModelSettings) -> None:
-        """Refuse a folder of directions that is broken, or another model's.
+        """Refuse a folder of directions that is broken, another model's, or gathered for less than is asked for.
+
+        Energies by sensitivity, and which modules are robust, are known when the training begins; it is asked then.
 
         Raises:
             InputError: If it is such.
@@ -193,8 +196,15 @@ class ProtectedSubspace(Defense):
         if self.own.subspaces is None or self.own.energy == 0:
             return
         saved = read_saved(Path(self.own.subspaces))
+        is_uniform = self.own.protect == "all" and not self.needs_sensitivities
+        energies = dict.fromkeys(saved.modules, self.own.energy) if is_uniform else {}
+        problems = ProblemList()
         if not check_model(model) and not is_quantized(model):  # told elsewhere; packed weights are compared later
-            check_same_model_in_files(saved.model, model, self.own.subspaces)
+            with problems.collect():
+                check_same_model_in_files(saved.model, model, self.own.subspaces)
+        with problems.collect():
+            require_enough(Path(self.own.subspaces), saved, energies, self.own.tail_pull)
+        problems.raise_if_any()
 
     def evidence(self) -> dict[str, Any]:
         """Return how many directions of each projection are protected, and the share of the energy that they hold."""

@@ -24,6 +24,7 @@ from securetune.artifacts import (
     SavedSubspaces,
     environment,
     json_line,
+    parameter_path,
     read_artifact,
     write_json,
     write_text,
@@ -99,7 +100,7 @@ def _inputs(subspaces: Subspaces) -> list[ProtectedInput]:
         paths.setdefault(id(spectrum), []).append(path)
     highest: dict[str, float] = {}
     for name, energy in subspaces.energies.items():
-        path = name.partition("[")[0]
+        path = parameter_path(name)
         highest[path] = max(highest.get(path, 0.0), energy)
     found = []
     for shared in paths.values():
@@ -208,12 +209,6 @@ def use_saved(folder: Path, widths: Mapping[str, int], energies: Mapping[str, fl
             pull; or if a file is broken.
     """
     saved = read_saved(folder)
-    known_pull = saved.settings.get("tail_pull", 0.0)
-    if not isinstance(known_pull, (int, float)) or tail_pull > known_pull:
-        raise ArtifactError(
-            f"{folder}: was gathered for a tail_pull of {known_pull}, and holds no direction beyond it; got tail_pull "
-            f"{tail_pull:g}. Gather again with more, or pull less."
-        )
     by_path = {path: each for each in saved.inputs for path in each.paths}
     if lacking := [path for path in widths if path not in by_path]:
         raise ArtifactError(
@@ -224,15 +219,41 @@ def use_saved(folder: Path, widths: Mapping[str, int], energies: Mapping[str, fl
         raise ArtifactError(
             f"{folder}: {other[0]} must have an input of {widths[other[0]]} values; got {by_path[other[0]].width}"
         )
-    for name, energy in energies.items():
-        known = by_path[name.partition("[")[0]].energy
-        if energy > known + 1e-9:
-            raise ArtifactError(
-                f"{folder}: was gathered for an energy of {known:.6g} at {name}; got energy {energy:.6g}. Gather again "
-                "with more, or protect less."
-            )
+    require_enough(folder, saved, energies, tail_pull)
     loaded = _loaded(folder, saved)
     return Subspaces({path: loaded.spectra[path] for path in widths}, dict(energies), saved.tokens)
+
+
+def require_enough(folder: Path, saved: SavedSubspaces, energies: Mapping[str, float], tail_pull: float) -> None:
+    """Refuse directions that were gathered for less than a training asks for.
+
+    Args:
+        folder: Where they lie.
+        saved: What is said of them there.
+        energies: Name of each projection to protect → the share of the energy to hold; without directions there, it is
+            passed over.
+        tail_pull: Of the training.
+
+    Raises:
+        ArtifactError: If they were gathered for less energy, or for a weaker pull; both are told.
+    """
+    problems = []
+    by_path = {path: each for each in saved.inputs for path in each.paths}
+    known = {name: by_path[path].energy for name in energies if (path := parameter_path(name)) in by_path}
+    lacking = next((name for name in known if energies[name] > known[name] + 1e-9), None)
+    if lacking is not None:
+        problems.append(
+            f"{folder}: was gathered for an energy of {known[lacking]:.6g} at {lacking}; got energy "
+            f"{energies[lacking]:.6g}. Gather again with more, or protect less."
+        )
+    known_pull = saved.settings.get("tail_pull", 0.0)
+    if not isinstance(known_pull, (int, float)) or tail_pull > known_pull:
+        problems.append(
+            f"{folder}: was gathered for a tail_pull of {known_pull}, and holds no direction beyond it; got tail_pull "
+            f"{tail_pull:g}. Gather again with more, or pull less."
+        )
+    if problems:
+        raise ArtifactError(problems)
 
 
 def _loaded(folder: Path, saved: SavedSubspaces) -> Subspaces:
