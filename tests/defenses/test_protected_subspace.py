@@ -217,6 +217,7 @@ def test_few_tokens_give_few_directions() -> None:
             {"tail_pull": 0.3, "energy": 0},
             "method_options tail_pull needs protected directions, and energy 0 gives none; set tail_pull to 0",
         ),
+        ({"pull_every": 2}, "method_options pull_every does nothing without tail_pull; set it, or leave it out"),
         (
             {"subspaces": "somewhere", "prompts": "p.txt", "seed": 1},
             "method_options must name no prompts, seed beside subspaces, which are gathered already; leave it out",

@@ -43,6 +43,7 @@ def main(folder: Path) -> None:
         shards = torch.nn.Parameter(distribute_tensor(weight, mesh, [Shard(axis)]))
         for _ in range(2):  # a second time, with the constants of the first
             confined.confine(shards)
+        confined.confine(shards, steps=0)  # changes nothing more
         assert isinstance(shards.data, DTensor)
         whole = shards.detach().full_tensor()
         if torch.distributed.get_rank() == 0:

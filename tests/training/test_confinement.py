@@ -44,6 +44,22 @@ def test_a_weight_is_confined_as_the_formula_says(transposed: bool, shares: str)
     assert parameter.data_ptr() == place
 
 
+@pytest.mark.parametrize("shares", SHARES)
+def test_several_steps_are_taken_back_at_once(shares: str) -> None:
+    """Of a weight that does not move meanwhile, three at once equal three in turn, and none the whole shares alone."""
+    confined, weight = make_case(transposed=False, shares=shares)
+    in_turn, at_once = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(weight.clone())
+    for _ in range(3):
+        confined.confine(in_turn)
+    confined.confine(at_once, steps=3)
+    torch.testing.assert_close(at_once.detach(), in_turn.detach(), rtol=1e-5, atol=1e-5)
+    none = torch.nn.Parameter(weight.clone())
+    confined.confine(none, steps=0)
+    whole, _ = make_case(transposed=False, shares=shares)
+    whole.shares = None if confined.shares is None else (confined.shares == 1).float()
+    torch.testing.assert_close(none.double(), by_formula(whole, weight), rtol=1e-5, atol=1e-5)
+
+
 def test_a_weight_in_bfloat16_is_confined_to_its_precision() -> None:
     """The product is computed in float32 and rounded once."""
     confined, weight = make_case(transposed=False, shares="all")

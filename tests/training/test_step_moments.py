@@ -112,6 +112,10 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
+MORE_OPTIONS = {"protected-subspace": {"tail_pull": 0.5, "pull_every": 3}}
+"""With which a method has something to remember."""
+
+
 @pytest.mark.parametrize(
     ("method", "adapter"),
     [
@@ -120,6 +124,7 @@ class Stop(TrainerCallback):
         ("safegrad", LORA),
         ("asft", None),
         ("guardspace", LORA),
+        ("protected-subspace", None),
         pytest.param("salora", LORA, marks=pytest.mark.long),
     ],
 )
@@ -127,7 +132,8 @@ def test_the_trainer_does_it_too(
     method: str, adapter: dict | None, options_of: OptionsOf, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     """In `SecureSFTTrainer` each method changes the training, and one that was stopped ends as one that was not."""
-    own = {"method": method, "method_options": options_of(method), "robust_modules": None, "warmup_phase_steps": None}
+    options = options_of(method, **MORE_OPTIONS.get(method, {}))
+    own = {"method": method, "method_options": options, "robust_modules": None, "warmup_phase_steps": None}
     whole = start(SecureSFTTrainer, secure(tmp_path / "whole", **own), tiny_model_dir, adapter)
     before = weights(whole)
     whole.train()

@@ -31,9 +31,9 @@ def test_the_tail_moves_less_and_the_protected_part_not_at_all(
     """In fused weights, each projection by its own energy, the outputs on protected inputs move less with the pull."""
     own = {**options_of(METHOD, energy=0.6), "energy_by": "sensitivity"}
     moved = {}
-    for name, pull in (("free", 0.0), ("pulled", 0.5)):
+    for name, pull, every in (("free", 0.0, 1), ("pulled", 0.5, 1), ("pulled at times", 0.5, 3)):
         folder = tmp_path / name
-        found = train_fused(kind, folder, tail_pull=pull, **own).evidence["protected"]
+        found = train_fused(kind, folder, tail_pull=pull, pull_every=every, **own).evidence["protected"]
         assert (sum(each["pulled_directions"] for each in found.values()) > 0) == (pull > 0)
         everything = gathered(folder, **options_of(METHOD, energy=0.9999)).subspaces
         assert everything is not None
@@ -46,6 +46,8 @@ def test_the_tail_moves_less_and_the_protected_part_not_at_all(
             assert (update @ spectrum.vectors[:, :rank]).norm() < 1e-3 * update.norm()
             moved[name] += moved_outputs(update, spectrum, rank)
     assert 0 < moved["pulled"] < 0.7 * moved["free"]
+    assert 0 < moved["pulled at times"] < 0.7 * moved["free"]
+    assert moved["pulled at times"] != moved["pulled"]
 
 
 def test_a_pulled_adapter_merges(

@@ -3,7 +3,8 @@
 Symbols: W is the parameter as (outputs, inputs); U are the directions, orthonormal, one a column; W₀ U is the anchor.
 The step is W ← W − (W U − W₀ U) Uᵀ, for an adapter's A without an anchor: two multiplications of the parameter's size
 times the number of directions. It is computed in float32, in place where the parameter is float32 too. With shares s
-the step is W ← W − (W U − W₀ U) diag(s) Uᵀ: the update keeps 1 − s of what it is in a direction, step after step.
+the step is W ← W − (W U − W₀ U) diag(s) Uᵀ: the update keeps 1 − s of what it is in a direction, step after step. For n
+steps at once the shares are 1 − (1 − s)ⁿ; for none, the directions with a share of 1 alone count.
 
 In shards, each process keeps the rows of W₀ U that belong to its rows of W, and nothing has to be exchanged. Where the
 inputs are divided instead (GPT-2 stores its matrices the other way round), it keeps its rows of U, and the small
@@ -57,6 +58,18 @@ class _Here(NamedTuple):
     shares: Float[Tensor, "*_out rank"] | None
     summed: tuple[DeviceMesh, Sequence[Placement], Sequence[Placement]] | None
 
+    def for_steps(self, steps: int) -> _Here:
+        """Return what takes back as much at once as so many steps would; with 0, what is taken back entirely."""
+        if self.shares is None or steps == 1:
+            return self
+        if steps > 1:
+            return self._replace(shares=1 - (1 - self.shares) ** steps)
+        whole = self.shares == 1
+        rank = int(whole.reshape(-1, whole.shape[-1]).any(0).sum())  # the leading ones: shares descend
+        shares = None if bool(whole[..., :rank].all()) else whole[..., :rank].to(self.shares)
+        anchor = None if self.anchor is None else self.anchor[:, :rank]
+        return self._replace(directions=self.directions[:, :rank], anchor=anchor, shares=shares)
+
 
 class ConfinedWeight:
     """One parameter and what is protected of it.
@@ -90,7 +103,7 @@ class ConfinedWeight:
         self.anchor: Float[Tensor, "_out rank"] | None = None
         self.transposed = transposed
         self.shares = shares
-        self._here: _Here | None = None
+        self._here: dict[int, _Here] = {}
 
     @torch.no_grad()
     def anchored(self, parameter: Tensor) -> Float[Tensor, "_out rank"]:
@@ -99,13 +112,17 @@ class ConfinedWeight:
         return weight.float() @ self.basis.leading(self.rank, weight.device)
 
     @torch.no_grad()
-    def confine(self, parameter: Tensor) -> None:
+    def confine(self, parameter: Tensor, steps: int = 1) -> None:
         """Take out of a parameter, in place, what its update does to the protected inputs.
+
+        Args:
+            parameter: The parameter, or this process's shard of it.
+            steps: How many steps' shares are taken back at once; 0: only what is taken back entirely.
 
         Raises:
             ConfigError: If it is divided in a way that is not known here.
         """
-        here = self._constants_for(parameter)
+        here = self._constants_for(parameter, steps)
         stored = parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
         weight = stored.mT if self.transposed else stored
         moved = _moved(weight.float(), here)  # a copy only where the parameter is not float32 yet
@@ -114,12 +131,15 @@ class ConfinedWeight:
         else:
             weight.sub_((moved @ here.directions.mT).to(weight.dtype))
 
-    def _constants_for(self, parameter: Tensor) -> _Here:
+    def _constants_for(self, parameter: Tensor, steps: int) -> _Here:
         """Return what this process needs, made anew where the parameter was sharded or moved since."""
-        here = self._here
+        here = self._here.get(1)
         if here is None or here.parameter is not parameter or here.directions.device != parameter.device:
-            here = self._here = self._divided(parameter) if isinstance(parameter, DTensor) else self._whole(parameter)
-        return here
+            here = self._divided(parameter) if isinstance(parameter, DTensor) else self._whole(parameter)
+            self._here = {1: here}
+        if steps not in self._here:
+            self._here[steps] = here.for_steps(steps)
+        return self._here[steps]
 
     def _whole(self, parameter: Tensor) -> _Here:
         def here(value: Tensor | None) -> Tensor | None:

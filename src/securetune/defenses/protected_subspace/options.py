@@ -37,6 +37,9 @@ class ProtectedSubspaceOptions(RequestOptions):
             ones, and in the others in proportion to what they hold. 0: none. With 0.3 and `other_rate: 0` the refusals
             of tiny world withstand four times the steps of an attack that breaks all energies tried. It keeps more
             directions in memory, up to all, and slows learning.
+        pull_every: Steps from one pull to the next (≥ 1), which then takes back 1 − (1 − share)^pull_every at once, as
+            many pulls would; what is left over is pulled after the last step. The protected directions are cut at every
+            step all the same. 1: it follows the update most closely; 10 costs a tenth.
         energy_by: `uniform`, or `sensitivity`: more at modules that shift the logit of harm more, from the manifest;
             `energy` is then the mean over the protected modules. `uniform`: it needs no analysis.
         sensitivity_exponent: How strongly, in [0, 4], with `energy_by: sensitivity`: an unprotected share goes with
@@ -58,6 +61,7 @@ class ProtectedSubspaceOptions(RequestOptions):
 
     energy: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     tail_pull: Fraction = 0.0
+    pull_every: PositiveInt = 1
     energy_by: Literal["uniform", "sensitivity"] = "uniform"
     sensitivity_exponent: Annotated[float, Field(ge=0.0, le=4.0)] = 1.0
     phases: Schedule = "plain"
@@ -75,6 +79,8 @@ class ProtectedSubspaceOptions(RequestOptions):
             raise PydanticCustomError(
                 NOT_SHOWN, "tail_pull needs protected directions, and energy 0 gives none; set tail_pull to 0"
             )
+        if self.pull_every > 1 and self.tail_pull == 0:
+            raise PydanticCustomError(NOT_SHOWN, "pull_every does nothing without tail_pull; set it, or leave it out")
         if self.subspaces is not None and (idle := [name for name in _OF_GATHERING if name in given]):
             raise PydanticCustomError(
                 NOT_SHOWN, f"must name no {', '.join(idle)} beside subspaces, which are gathered already; leave it out"

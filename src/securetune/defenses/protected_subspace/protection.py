@@ -77,6 +77,8 @@ from securetune.models import (
 from securetune.models.parameter_names import parameters_by_name
 from securetune.processes import joined_processes
 
+_STEPS_TO_PULL = "steps_to_pull"
+
 
 @register_defense("protected-subspace")
 class ProtectedSubspace(Defense):
@@ -101,6 +103,7 @@ class ProtectedSubspace(Defense):
         )
         self._subspaces: Subspaces | None = None
         self._confined: list[ConfinedWeight] = []
+        self._steps_to_pull = 0
 
     @property
     def own(self) -> ProtectedSubspaceOptions:
@@ -135,6 +138,7 @@ class ProtectedSubspace(Defense):
         Raises:
             ConfigError: If the model's weights are shards, stacked experts or DoRA's, or there is no tokenizer.
         """
+        self._steps_to_pull = 0
         if self.own.energy == 0:
             return
         if _is_sharded(model):
@@ -162,16 +166,36 @@ class ProtectedSubspace(Defense):
         what that wrote into the weights, if only a rounding, an uninterrupted training would not have.
         """
         if any(float(group["lr"]) > 0 for group in optimizer.param_groups):
-            self._take_out(model)
+            self._steps_to_pull += 1
+            self._take_out(model, self._pulled(self._steps_to_pull >= self.own.pull_every))
 
-    def _take_out(self, model: nn.Module, adapters_only: bool = False) -> None:
+    def after_training(self, model: nn.Module, context: DefenseContext) -> None:
+        """Pull for the steps since the last pull."""
+        if self._steps_to_pull:
+            self._take_out(model, self._pulled(is_due=True))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return how many steps have not been pulled for."""
+        return {_STEPS_TO_PULL: torch.tensor(self._steps_to_pull)} if self.own.pull_every > 1 else {}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back how many steps have not been pulled for."""
+        self._steps_to_pull = int(state[_STEPS_TO_PULL])
+
+    def _pulled(self, is_due: bool) -> int:
+        """Return for how many steps to pull now, and count from here."""
+        steps = self._steps_to_pull if is_due else 0
+        self._steps_to_pull -= steps
+        return steps
+
+    def _take_out(self, model: nn.Module, steps: int = 1, adapters_only: bool = False) -> None:
         """Confine what trains; what is frozen has not moved, and must not take up a rounding error."""
         parameters = dict(parameters_by_name(model)) if self._confined else {}
         with full_float32():
             for weight in self._confined:
                 parameter = parameters[weight.name]
                 if parameter.requires_grad and not parameter.is_meta and (weight.is_adapter or not adapters_only):
-                    weight.confine(parameter)
+                    weight.confine(parameter, steps)
 
     def prompts_used(self, model_name: str) -> list[Prompt]:
         """Return the requests whose directions are protected; none at energy 0.
