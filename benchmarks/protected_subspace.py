@@ -4,11 +4,12 @@
 
 Each run has a process of its own, and the variants take turns, as in `training_overhead.py`. Two kinds of rows:
 
-- a step, for all parameters and LoRA on all projections: `time_ratio` is the median time of a step over that of TRL's
+- a step, for all parameters and LoRA on all projections: `time_ratio` is the mean time of a step over that of TRL's
   `SFTTrainer` with the same parameters in the same round, median over rounds, with the extremes; `memory_ratio` is peak
   memory over TRL's. On a CPU it is processor time, which leaves out what other programs take. `own_share` is the time
   that the method itself takes over that of a step, which varies less than ratios between runs; `rank_share` the share
-  of all directions that is protected, or pulled. `+pull` is the method with a `tail_pull` of 0.3, which acts on more.
+  of all directions that is protected, or pulled. `+pull` is the method with a `tail_pull` of 0.3, which acts on more;
+  `+pull/10` pulls at every tenth step alone.
 - gathering from 256 requests with the model's own answers: `gathering_ratio` is the time of the pass that sums up
   second moments, and of their decomposition, over one forward pass over the same rows below the head; `answers_ratio`
   the time of generating those answers, which comes before and which `max_new_tokens: 0` leaves out.
@@ -44,8 +45,11 @@ from securetune.models import load, map_modules
 
 METHOD = "protected-subspace"
 PULLED = f"{METHOD}+pull"
-TAIL_PULL = 0.3
-VARIANTS = [(variant, tune) for tune in ("full", "lora") for variant in (TRL, METHOD, PULLED)]
+PULLED_AT_TIMES = f"{METHOD}+pull/10"
+PULLS = {METHOD: {}, PULLED: {"tail_pull": 0.3}, PULLED_AT_TIMES: {"tail_pull": 0.3, "pull_every": 10}}
+"""Options of each variant, besides the energy."""
+
+VARIANTS = [(variant, tune) for tune in ("full", "lora") for variant in (TRL, *PULLS)]
 LORA = LoraConfig(
     r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 )
@@ -84,7 +88,7 @@ class NotedTrainer(SecureSFTTrainer):
         found = self.defense.evidence()["protected"].values()
         acted_on = sum(each["directions"] + each["pulled_directions"] for each in found)
         share = acted_on / sum(each["inputs"] for each in found)
-        noted = {"rank_share": share, "own_seconds": statistics.median(self.own_seconds[STEPS_LEFT_OUT:])}
+        noted = {"rank_share": share, "own_seconds": statistics.fmean(self.own_seconds[STEPS_LEFT_OUT:])}
         self.notes.write_text(json.dumps(noted))
         return output
 
@@ -99,7 +103,7 @@ def make_trainer(variant: str, model: Any, folder: str, size: Size, steps: int, 
     requests = Path(folder) / "requests.txt"
     requests.write_text("\n".join(prompt.text for prompt in prompts_of_tiny_world()[:BATCH_SIZE]))
     options = {"prompts": str(requests), "energy": float(energy), "max_new_tokens": 8}
-    options |= {"tail_pull": TAIL_PULL} if method == PULLED else {}
+    options |= PULLS[method]
     config = SecureSFTConfig(folder, method=METHOD, method_options=options, **shared)
     trainer = NotedTrainer(model, config, peft_config=adapter, **arguments)
     trainer.notes = Path(notes)
@@ -155,7 +159,7 @@ def measure_steps(name: str, steps: int, rounds: int, energy: float) -> list[dic
                 print(f"{name}: round {number + 1}, {variant} {tune} done", file=sys.stderr)
     rows = []
     for variant, tune in VARIANTS:
-        for row in rows_of(name, variant, runs[variant, tune], runs[TRL, tune]):
+        for row in rows_of(name, variant, runs[variant, tune], runs[TRL, tune], statistics.fmean):
             notes_of = noted.get((variant, tune), [{"own_seconds": 0.0, "rank_share": 0.0}])
             own, share = statistics.median(each["own_seconds"] for each in notes_of), notes_of[0]["rank_share"]
             rows.append({**row, "tune": tune, "own_share": own / row["step_seconds"], "rank_share": share})

@@ -166,14 +166,18 @@ def measure(name: str, steps: int, rounds: int) -> list[dict[str, Any]]:
     return [row for variant in VARIANTS for row in rows_of(name, variant, runs[variant], runs[TRL])]
 
 
-def rows_of(name: str, variant: str, runs: list[Run], plain: list[Run]) -> list[dict[str, Any]]:
-    """Compare a variant's phases with TRL's runs of the same rounds."""
+def rows_of(
+    name: str,
+    variant: str,
+    runs: list[Run],
+    plain: list[Run],
+    average: Callable[[list[float]], float] = statistics.median,
+) -> list[dict[str, Any]]:
+    """Compare a variant's phases with TRL's runs of the same rounds, by the average of a run's steps."""
     rows = []
     for phase in runs[0].step_seconds:
-        seconds = [statistics.median(run.step_seconds[phase]) for run in runs]
-        ratios = [
-            mine / statistics.median(other.step_seconds["main"]) for mine, other in zip(seconds, plain, strict=True)
-        ]
+        seconds = [average(run.step_seconds[phase]) for run in runs]
+        ratios = [mine / average(other.step_seconds["main"]) for mine, other in zip(seconds, plain, strict=True)]
         memory = [mine.peak_bytes / other.peak_bytes for mine, other in zip(runs, plain, strict=True)]
         rows.append(
             {

@@ -80,7 +80,7 @@ def test_the_demo_recipe_is_in_the_package():
 def test_the_experiments_are_valid():
     """Each opens with its command, and everything that it names is there: models, suites, chains, methods."""
     names = ["all", "chains", "data", "defenses", "long", "lora", "overlap", "peers", "protected", "requests"]
-    names += ["samples", "stress", "sweeps", "together"]
+    names += ["samples", "sensitivity", "stress", "sweeps", "together"]
     assert [path.stem.removeprefix("tiny_world_") for path in EXPERIMENTS] == names
     assert len(list((ROOT / "configs" / "experiments").iterdir())) == len(EXPERIMENTS) + len(PROTOCOLS)
     for path in EXPERIMENTS:
