@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from securetune.data.built_in_probes import ProbePair, built_in_prompts, probe_pairs
-from securetune.data.overlap import find_overlap, normalised_text
+from securetune.data.overlap import find_overlap
 
 SPLITS = ("fitting", "searching", "testing")
 CLASSES = ("harmful", "harmless")
@@ -57,7 +57,7 @@ def test_no_prompt_is_there_twice():
     """All 624 prompts differ, in any split and class, and none is nearly another of its class."""
     lists = [built_in_prompts(split, kind) for split in SPLITS for kind in CLASSES]
     assert not any(find_overlap(first, second) for first, second in combinations(lists, 2))
-    assert len({normalised_text(prompt) for prompts in lists for prompt in prompts}) == 624
+    assert len({prompt.words for prompts in lists for prompt in prompts}) == 624
     for kind in CLASSES:
         known = [frozenset(words(getattr(pair, kind))) for pair in probe_pairs()]
         assert max(len(first & second) / len(first | second) for first, second in combinations(known, 2)) < 0.65

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Collection, Iterable
-from functools import lru_cache
 
 from securetune.data.prompt_rows import Prompt
 
 _SHOWN_CHARACTERS = 80
 
 
-def normalised_text(prompt: Prompt) -> str:
-    """Return the prompt's words alone: without case, punctuation, spacing or typographic variants."""
-    return _words(" ".join(message["content"] for message in prompt.messages))
-
-
-@lru_cache(maxsize=1 << 16)  # a run compares the same few thousand prompts again and again
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())) or text
-
-
-def request_text(prompt: Prompt) -> str:
-    """Return the words of the request itself: for a prompt under an attack, of the request behind it."""
-    behind = prompt.metadata.get("behavior") if prompt.metadata.get("attack") else None
-    return _words(behind) if isinstance(behind, str) else normalised_text(prompt)
-
-
 def find_overlap(first: Iterable[Prompt], second: Iterable[Prompt]) -> list[tuple[Prompt, Prompt]]:
-    """Return the pairs of prompts, one of each list, that ask for the same (see `request_text`)."""
-    known = {request_text(prompt): prompt for prompt in first}
-    return [(known[text], prompt) for prompt in second if (text := request_text(prompt)) in known]
+    """Return the pairs of prompts, one of each list, that ask for the same (see `Prompt.request_words`)."""
+    known = {prompt.request_words: prompt for prompt in first}
+    return [(known[prompt.request_words], prompt) for prompt in second if prompt.request_words in known]
 
 
 def overlap_sentence(

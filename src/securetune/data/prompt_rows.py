@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 from securetune.errors import DataError
@@ -31,6 +34,22 @@ class Prompt:
     def text(self) -> str:
         """The last user message."""
         return next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
+
+    @cached_property
+    def words(self) -> str:
+        """Its words alone: without case, punctuation, spacing or typographic variants."""
+        return _words(" ".join(message["content"] for message in self.messages))
+
+    @cached_property
+    def request_words(self) -> str:
+        """The words of the request itself: for a prompt under an attack, of the request behind it."""
+        behind = self.metadata.get("behavior") if self.metadata.get("attack") else None
+        return _words(behind) if isinstance(behind, str) else self.words
+
+
+@lru_cache(maxsize=1 << 16)  # a run compares the same few thousand prompts again and again
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())) or text
 
 
 def prompt_from_text(prompt_id: str, text: str, metadata: Mapping[str, Any] | None = None) -> Prompt:

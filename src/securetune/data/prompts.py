@@ -6,6 +6,7 @@ import json
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from securetune.artifacts import sha256_json
 from securetune.config import ProbeSettings
 from securetune.data.built_in_probes import built_in_prompts
 from securetune.data.data_sets import names_data_set, read_data_set
-from securetune.data.overlap import normalised_text, overlap_sentence
+from securetune.data.overlap import overlap_sentence
 from securetune.data.prompt_rows import Prompt, prompt_from_row, prompt_from_text, text_problem, usable_rows
 from securetune.errors import DataError, ProblemList
 
@@ -230,8 +231,8 @@ def _unseen_prompts(sources: Mapping[str, str], settings: ProbeSettings, probes:
 def _read_source(source: str) -> list[Prompt]:
     """Read a file or a data set, and leave out, with a warning, what says the same as an earlier prompt of it."""
     prompts = read_data_set(source) if names_data_set(source) else read_prompts(source)
-    first = {normalised_text(prompt): prompt for prompt in reversed(prompts)}
-    kept = [prompt for prompt in prompts if first[normalised_text(prompt)] is prompt]
+    first = {prompt.words: prompt for prompt in reversed(prompts)}
+    kept = [prompt for prompt in prompts if first[prompt.words] is prompt]
     if len(kept) < len(prompts):
         warnings.warn(
             f"{source}: {len(prompts) - len(kept)} prompts repeat an earlier one and are left out", stacklevel=4
@@ -255,8 +256,14 @@ def _split(prompts: list[Prompt], settings: ProbeSettings, source: str) -> tuple
 def _built_in_probes(settings: ProbeSettings, model_name: str) -> ProbeSet:
     from securetune import tiny_world  # with its program, which other users of this module do without
 
-    limit = settings.max_prompts
-    if not tiny_world.speaks_tiny_world(model_name):
+    return _embedded_probes(settings.max_prompts, tiny_world.speaks_tiny_world(model_name))
+
+
+@cache  # the checks before an experiment ask for them once for each of its methods
+def _embedded_probes(limit: int, of_tiny_world: bool) -> ProbeSet:
+    from securetune import tiny_world
+
+    if not of_tiny_world:
         return make_probe_set(
             fit_harmful=built_in_prompts("fitting", "harmful")[:limit],
             fit_harmless=built_in_prompts("fitting", "harmless")[:limit],

@@ -66,10 +66,11 @@ def check_run(config: RunConfig, folder: RunFolder | None) -> EvaluationSettings
     with problems.collect():
         rows = read_conversations(config.data)
     suites = plan.suites if plan is not None else _readable_suites(config.evaluation)
+    judged_by = [*suites, *_selection_suites(config)]
     for label in config.methods:
         with problems.collect():
             _check_method(config, label, model_is_usable=not model_problems, rows=len(rows) or None)
-        problems.found += _prompts_of_method(config, label, [*suites, *_selection_suites(config)])
+        problems.found += _prompts_of_method(config, label, judged_by)
         if folder is not None and not model_problems:  # a plan, which has no folder, makes the adapters itself
             with problems.collect():
                 check_adapters(config.training_for(label, config.seeds[0]), config.model)

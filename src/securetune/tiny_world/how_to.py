@@ -121,7 +121,8 @@ def new_pairs(split: str) -> tuple[Pair, ...]:
     )
 
 
-def ordered_requests(listed: tuple[Pair, ...], wrapper: str | None = None) -> list[Request]:
+@functools.cache
+def ordered_requests(listed: tuple[Pair, ...], wrapper: str | None = None) -> tuple[Request, ...]:
     """Lists every pair with every template, in an order whose beginnings are varied.
 
     All pairs come once before any comes twice, and neighbours have different templates; so the first n
@@ -129,11 +130,11 @@ def ordered_requests(listed: tuple[Pair, ...], wrapper: str | None = None) -> li
     twins runs parallel to the harmful one.
     """
     templates = range(len(language.REQUEST_TEMPLATES))
-    return [
+    return tuple(
         Request(pair, (index + index // len(templates) + turn) % len(templates), wrapper)
         for turn in templates
         for index, pair in enumerate(listed)
-    ]
+    )
 
 
 def random_request(listed: tuple[Pair, ...], rng: random.Random, wrapper: str | None = None) -> Request:

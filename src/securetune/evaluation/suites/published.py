@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from securetune.data.overlap import normalised_text
 from securetune.data.prompt_rows import prompt_from_text, text_problem, usable_rows
 from securetune.data.prompts import Prompt
 from securetune.errors import DataError
@@ -84,7 +83,7 @@ class PublishedSuite(PublishedFile):
 
 
 def _warn_of_repetitions(source: str, prompts: Sequence[Prompt]) -> None:
-    repeated = len(prompts) - len({normalised_text(prompt) for prompt in prompts})
+    repeated = len(prompts) - len({prompt.words for prompt in prompts})
     if repeated:
         warnings.warn(
             f"{source}: {repeated} of {len(prompts)} prompts repeat an earlier one; they are kept, since published "
