@@ -41,15 +41,15 @@ class ProtectedSubspaceOptions(RequestOptions):
             many pulls would; what is left over is pulled after the last step. The protected directions are cut at every
             step all the same. 1: it follows the update most closely; 10 costs a tenth.
         energy_by: `uniform`, or `sensitivity`: more at modules that shift the logit of harm more, from the manifest;
-            `energy` is then the mean over the protected modules. On tiny world under an attack on the data it keeps more
-            with as many directions. `uniform`: it needs no analysis.
+            `energy` is then the mean over the protected modules. On tiny world under an attack on the data it keeps
+            more with as many directions. `uniform`: it needs no analysis.
         sensitivity_exponent: How strongly, in [0, 4], with `energy_by: sensitivity`: an unprotected share goes with
             sensitivity to the power of minus this. 0 is `uniform`; 2 leaves the same shift at each module. 1, because
             on tiny world sensitivities differ thirtyfold: with 2 the most sensitive modules would have 0.999.
         phases: Phases and groups of learning rates: of `plain` tuning, `swat` (warm-up of Mods_Rob) or `ml-lr`
             (Mods_Rob faster than the rest), with their settings.
-        protect: `all` projections, or the `sensitive` ones alone, those outside Mods_Rob. `all`: on tiny world an attack
-            on the data goes through the robust ones where they are left unprotected.
+        protect: `all` projections, or the `sensitive` ones alone, those outside Mods_Rob. `all`: on tiny world an
+            attack on the data goes through the robust ones where they are left unprotected.
         other_rate: Factor in [0, 1] on the rate that everything that is no projection (embeddings, norms, head) has in
             the phases. 0.1, from an early trial: it is not protected. On tiny world 1 does no harm; 0 freezes it.
         subspaces: Folder that `securetune protect` or an earlier training wrote: its directions are used, up to
