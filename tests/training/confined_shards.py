@@ -43,11 +43,16 @@ def main(folder: Path) -> None:
         shards = torch.nn.Parameter(distribute_tensor(weight, mesh, [Shard(axis)]))
         for _ in range(2):  # a second time, with the constants of the first
             confined.confine(shards)
-        confined.confine(shards, steps=0)  # changes nothing more
         assert isinstance(shards.data, DTensor)
         whole = shards.detach().full_tensor()
         if torch.distributed.get_rank() == 0:
             torch.save(whole, folder / f"{number}.pt")
+        cut = torch.nn.Parameter(distribute_tensor(weight, mesh, [Shard(axis)]))
+        confined.confine(cut, steps=0)
+        assert isinstance(cut.data, DTensor)
+        whole = cut.detach().full_tensor()
+        if torch.distributed.get_rank() == 0:
+            torch.save(whole, folder / f"{number}-cut.pt")
     torch.distributed.barrier()  # one that ends while the other still talks to it can be aborted
     torch.distributed.destroy_process_group()
 

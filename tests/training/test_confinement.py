@@ -111,3 +111,6 @@ def test_shards_are_confined_as_the_whole(tmp_path: Path) -> None:
         expected = by_formula(confined, by_formula(confined, weight))  # they are confined twice
         found = torch.load(tmp_path / f"{number}.pt")
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5, msg=str(CASES[number]))
+        confined.shares = None if confined.shares is None else (confined.shares == 1).float()
+        cut = torch.load(tmp_path / f"{number}-cut.pt")
+        torch.testing.assert_close(cut.double(), by_formula(confined, weight), rtol=1e-5, atol=1e-5)

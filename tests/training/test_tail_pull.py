@@ -95,8 +95,6 @@ def test_a_folder_serves_as_much_pull_as_it_was_gathered_for(
     hard = str(tmp_path / "hard" / "subspaces")
     with pytest.raises(InputError, match=r"was gathered for a tail_pull of 0.0"):
         train_short(tmp_path / "other", **settings, method_options={"subspaces": hard, **PULLED})
-    asked_too_much = find_defense(
-        METHOD, {"subspaces": hard, **PULLED, "energy": 0.95}
-    )  # known before weights are loaded
+    asked_too_much = find_defense(METHOD, {"subspaces": hard, **PULLED, "energy": 0.95})
     with pytest.raises(InputError, match=r"for an energy of [^\n]*\n[^\n]*for a tail_pull of"):
         asked_too_much.check(ModelSettings(name=str(tiny_model_dir)))

@@ -34,7 +34,7 @@ PRESETS: dict[str, Preset] = {
             "protected-subspace at an energy of 0.9 with a tail_pull of 0.3, embeddings, norms and head frozen, and "
             "100 harmful requests with refusals in the data (safety-mix).",
             "chosen on validation prompts of tiny world, under an attack on the data for 400 steps; a small model of "
-            "real text learned nothing of its task with it: see docs/defenses.md",
+            "real text learned nothing of its task with such a pull: see docs/defenses.md",
             {
                 "method": "protected-subspace",
                 "method_options": {"energy": 0.9, "tail_pull": 0.3, "other_rate": 0.0},
